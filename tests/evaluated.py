@@ -14,7 +14,7 @@ from torch import nn
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig, VideoConfig
 from tests.data.samples import jpeg, write_tar
 
 SIZE = 32
@@ -50,8 +50,10 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, seed: int = 0, **model: Any) -> Path:
-    """A safetensors file as the package writes it, of a tiny model with random weights."""
+def save_weights(
+    path: Path, task: TaskConfig, names: list[str] | None = None, seed: int = 0, frames: int = 0, **model: Any
+) -> Path:
+    """A safetensors file as the package writes it, of a tiny model with random weights; with `frames`, of clips."""
     config = ModelConfig(**{**TINY, **model})
     built = task.implementation().model_of(Config(model=config, task=task), (SIZE, SIZE))
     metadata = {
@@ -61,6 +63,7 @@ def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, s
             "resolution": [SIZE, SIZE],
             "mean": [0.5] * config.in_channels,
             "std": [0.25] * config.in_channels,
+            **({"frames": frames, "frame_stride": 2} if frames else {}),
         },
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bilinear"},
         "classes": names,
@@ -74,6 +77,12 @@ def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, s
 def classifier(path: Path, num_classes: int = 3, names: list[str] | None = None, **model: Any) -> Path:
     """A file of a classifier."""
     return save_weights(path, ClassificationConfig(num_classes=num_classes), names, **model)
+
+
+def clip_classifier(path: Path, names: list[str] | None = None, **task: Any) -> Path:
+    """A file of a classifier of clips: 8 frames at stride 2, windows of 3 of the 4 tokens in time."""
+    section = VideoConfig(**{"num_classes": 3, "dropout": 0.0, **task})
+    return save_weights(path, section, names, frames=8, temporal_patch=2, temporal_window=3, depths=[1, 2, 1, 1])
 
 
 def encoder(path: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from swinv2_train.analysis.features import EvalImages
@@ -24,7 +25,7 @@ from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
-from swinv2_train.data.batch import Batch
+from swinv2_train.data.batch import Batch, select
 from swinv2_train.data.card import Card
 from swinv2_train.data.channel_statistics import check_channels_of_model
 from swinv2_train.data.configured import as_read_by, main_member, open_labeled
@@ -57,6 +58,8 @@ from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.report import Report
 from swinv2_train.tasks.task import Task
 
+_SHOWN = 8
+"""Videos of a figure."""
 Progress = Callable[[int, int], None]
 """Called with the number of finished batches and the total."""
 
@@ -109,6 +112,8 @@ class Evaluated:
     ranks: int
     device: str
     warnings: list[str] = field(default_factory=list)
+    figure: Image.Image | None = None
+    """Film strips of some videos with their true and predicted classes, on the main rank; None for images."""
 
     @property
     def sums(self) -> Sums:
@@ -192,6 +197,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
         ranks=ranks.world_size,
         device=ranks.device_name,
         warnings=bench.warnings,
+        figure=bench.figure() if ranks.is_main else None,
     )
 
 
@@ -205,6 +211,8 @@ class _Bench:
         self.broken: list[tuple[int, str, str]] = []
         self.loaded = load_model(options.checkpoint, options.overrides, which=options.which, ema=options.ema)
         self.warnings = list(self.loaded.source.notes)
+        self.shown: Batch | None = None
+        """Samples of the figure."""
 
     def open_shards(self) -> ShardSet:
         """Open the shards to evaluate on."""
@@ -292,6 +300,10 @@ class _Bench:
         )
         return replace(config, task=task, data=data, probe=options.probe or ProbeConfig())
 
+    def figure(self) -> Image.Image | None:
+        """Draw some videos with their predictions; None for images."""
+        return self.task.figure(self.judged, self.shown) if self.shown is not None else None
+
     def measure(self) -> Measured:
         """Measure this rank's part of the samples."""
         open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
@@ -307,6 +319,8 @@ class _Bench:
     def _batches(self, loader: EvalLoader) -> Iterator[Batch]:
         for done, batch in enumerate(on_device(self._each(loader), self.ranks.device), 1):
             yield batch
+            if self.task.frames and self.shown is None and self.ranks.is_main and batch["valid"].any():
+                self.shown = select(batch, batch["valid"].nonzero()[:_SHOWN, 0].tolist())
             if self.progress is not None and self.ranks.is_main:
                 self.progress(done, len(loader))
 

@@ -26,11 +26,10 @@ from swinv2_train.analysis.feature_outputs import (
     work_directory,
 )
 from swinv2_train.analysis.feature_table import BROKEN, join, read_part, write_part
-from swinv2_train.analysis.features import POOLED, AnyImages, features_of, stage_name
-from swinv2_train.config.checks import resolution
+from swinv2_train.analysis.features import POOLED, AnyImages, features_of, normalised, stage_name
+from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
-from swinv2_train.data.augment import normalise
 from swinv2_train.data.channel_statistics import check_channels_of_model
 from swinv2_train.data.configured import main_member, open_labeled
 from swinv2_train.data.decode import DecodeOptions
@@ -41,6 +40,7 @@ from swinv2_train.data.loader import SampleSource, Share, fixed_batches
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.errors import RunError
+from swinv2_train.interop.export_facts import clip_facts
 from swinv2_train.interop.load import LoadedModel, load_model
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.failures import begun, from_main, on_main, together
@@ -65,7 +65,7 @@ class FeatureOptions:
     shards: Any = None
     """Shards, as `data.shards`; None: `images`."""
     images: Sequence[str] = ()
-    """Files, folders, and patterns."""
+    """Files, folders, and patterns, of videos for a model of clips."""
     stages: Sequence[int] = ()
     """Stages whose maps are stored, in addition to the pooled features."""
     overrides: Sequence[str] = ()
@@ -98,7 +98,7 @@ class Extracted:
     samples: Samples
     loaded: LoadedModel
     shapes: dict[str, list[int]]
-    """Shape of the features of one image, by name."""
+    """Shape of the features of one image or clip, by name."""
 
 
 def extract(options: FeatureOptions, out: Path, ranks: Ranks, progress: Progress | None = None) -> Extracted:
@@ -150,8 +150,9 @@ def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samp
     """Return the samples, lines about what is not read, whether that may be images, and the names of the classes."""
     check_outputs(out, options.sheet)
     if options.shards is None:
-        found = find_inputs(options.images, out, options.sheet)
-        return FileSet(found.files), found.notes, found.lost, None
+        kind = main_member(loaded.config.data)
+        found = find_inputs(options.images, out, options.sheet, kind)
+        return FileSet(found.files, kind), found.notes, found.lost, None
     data, label = loaded.config.data, loaded.config.task.label_member
     reading = {"image": data.image, "label_member": label, "main": main_member(data)}
     shards = open_labeled(options.shards, options.cache_dir, options.cache_gib, **reading)
@@ -175,6 +176,7 @@ def _about(options: FeatureOptions, loaded: LoadedModel, count: int, names: Sequ
     labels = {"label": data.label, "classes": names} if data.label is not None else {}
     return redacted({
         **labels,
+        **clip_facts(config),
         "format": 1,
         "checkpoint": str(source.path.resolve()),
         "step": source.step,
@@ -194,10 +196,12 @@ def _about(options: FeatureOptions, loaded: LoadedModel, count: int, names: Sequ
 
 
 def _shapes(loaded: LoadedModel, stages: Sequence[int]) -> dict[str, list[int]]:
-    """Return the shape of the features of one image, by name."""
-    model = loaded.config.model
-    geometry = stage_geometry(model, *resolution(loaded.config))
-    maps = [[model.embed_dim * 2**number, stage.height, stage.width] for number, stage in enumerate(geometry)]
+    """Return the shape of the features of one image or clip, by name."""
+    model, frames = loaded.config.model, clip_frames(loaded.config)
+    maps = []
+    for number, stage in enumerate(stage_geometry(model, *resolution(loaded.config), frames)):
+        sides = [stage.time, stage.height, stage.width] if frames else [stage.height, stage.width]
+        maps.append([model.embed_dim * 2**number, *sides])
     return {POOLED: maps[-1][:1], **{stage_name(stage): maps[stage - 1] for stage in stages}}
 
 
@@ -320,7 +324,7 @@ class _Work:
     def _columns(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return the columns of the usable samples of a batch."""
         loaded, valid = self.loaded, batch["valid"]
-        images = normalise(batch["image"].to(self.ranks.device), loaded.mean, loaded.std)
+        images = normalised(batch["image"].to(self.ranks.device), loaded.mean, loaded.std)
         found = features_of(loaded.model, images, self.options.stages)
         if not all(value[valid].isfinite().all() for value in found.values()):
             raise RunError(f"the features of {loaded.source.path} are not finite: its weights are broken")

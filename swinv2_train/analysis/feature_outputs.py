@@ -13,6 +13,7 @@ from pathlib import Path
 
 from swinv2_train.analysis.feature_table import check_table, is_table
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.samples import IMAGE
 from swinv2_train.interop.images import FoundImages, find_images
 
 REQUEST = "request.json"
@@ -68,20 +69,20 @@ def remove_parts(place: Path) -> None:
         place.rmdir()
 
 
-def find_inputs(paths: Sequence[str], out: Path, sheet: Path | None = None) -> FoundImages:
-    """Find the images as `find_images`, without the outputs of an earlier extraction to the same paths.
+def find_inputs(paths: Sequence[str], out: Path, sheet: Path | None = None, kind: str = IMAGE) -> FoundImages:
+    """Find the images or videos as `find_images`, without the outputs of an earlier extraction to the same paths.
 
     Raises:
-        ConfigError: if an output is one of the images.
+        ConfigError: if an output is one of the inputs.
         DataError: as `find_images`.
     """
-    found = find_images(paths, own_outputs(out, sheet))
+    found = find_images(paths, own_outputs(out, sheet), kind)
     for output in (out, sheet):
         if output is None or not output.exists():
             continue
         there = output.stat()
         if any(path.exists() and os.path.samestat(path.stat(), there) for path in found.files):
-            raise ConfigError("", output, f"{output} is one of the images and would be overwritten; use another name")
+            raise ConfigError("", output, f"{output} is one of the inputs and would be overwritten; use another name")
     return found
 
 

@@ -1,7 +1,8 @@
-"""Frozen features of images for probes, `swinv2-features`, and the Python API, and their nearest neighbors.
+"""Frozen features of images or clips for probes, `swinv2-features`, and the Python API, and their nearest neighbors.
 
 `features` (B, D) is the mean over the tokens of the last stage, the input of a classifier's head. `stage1` to `stage4`
-(B, C_i, H_i, W_i) are the maps of the stages: before patch merging, the last one after the final norm.
+(B, C_i, H_i, W_i) are the maps of the stages: before patch merging, the last one after the final norm; of clips
+(B, C_i, T_i, H_i, W_i).
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
-from swinv2_train.data.augment import eval_crop
+from swinv2_train.data.augment import eval_crop, normalise, normalise_clips
+from swinv2_train.data.clip_input import center_clip
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.sample import Sample
+from swinv2_train.data.samples import IMAGE, VIDEO, VIDEO_FACTS
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.heads import mean_of_tokens
@@ -40,15 +43,20 @@ def with_fixed_crop(config: Config) -> Config:
 
 
 class EvalImages(Transform):
-    """Evaluation crop of one size: the entry `image` (C, H, W) as decoded."""
+    """Evaluation crop of one size: the entry `image` (C, H, W) as decoded.
+
+    For a model of clips, it is the clip in the middle of a video, (C, T, H, W).
+    """
 
     def __init__(self, config: Config) -> None:
-        self.size = resolution(config)
-        self.crop_pct, self.crop_mode = config.data.crop_pct, config.data.crop_mode
-        self.interpolation = config.data.augment.interpolation
+        self.size, self.data = resolution(config), config.data
+        self.members = (VIDEO, VIDEO_FACTS) if config.data.frames else (IMAGE,)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {"image": eval_crop(sample.image, self.size, self.crop_pct, self.crop_mode, self.interpolation)}
+        data = self.data
+        if data.frames:
+            return {"image": center_clip(sample.video, self.size, data)}
+        return {"image": eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)}
 
 
 class AnyImages(EvalImages):
@@ -61,7 +69,7 @@ class AnyImages(EvalImages):
     def __init__(self, config: Config, names: Sequence[str] | None = None) -> None:
         super().__init__(config)
         self.labels = LabelSource.of(config.data.label, names)
-        self.members = ("image", *self.labels.members)
+        self.members = (*self.members, *self.labels.members)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         try:
@@ -70,6 +78,11 @@ class AnyImages(EvalImages):
             labels = ()
         entries = super().__call__(sample, rng)
         return entries | {"label": torch.tensor(labels[0] if len(labels) == 1 else NO_LABEL)}
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return images (B, C, H, W) or clips (B, C, T, H, W) of `EvalImages`, normalized float32."""
+    return (normalise_clips if images.ndim == 5 else normalise)(images, mean, std)
 
 
 def stage_name(stage: int) -> str:

@@ -1,4 +1,7 @@
-"""Picture of nearest neighbors: a row per query image, which comes first, then the images with the closest features."""
+"""Picture of nearest neighbors: a row per query, which comes first, then the samples with the closest features.
+
+Of a video, the frame in the middle is drawn.
+"""
 
 from __future__ import annotations
 
@@ -58,12 +61,12 @@ def neighbor_sheet(
         positions: its sample in `samples`.
     """
     decoding = DecodeOptions.of(loaded.config.data, loaded.mean)
-    channels = loaded.config.model.in_channels
+    channels, frames = loaded.config.model.in_channels, loaded.config.data.frames
 
     def cell(row: int, similarity: float | None) -> Image.Image:
         try:
             sample = Sample(samples.read(positions[row]), channels, decoding)
-            picture = _thumbnail(sample.image)
+            picture = _thumbnail(_middle(sample) if frames else sample.image)
         except BrokenSample:  # the file has changed in the meantime
             picture = Image.new("RGB", (_SIDE, _SIDE), "#EEF0F3")
         return _captioned(picture, names[row], similarity)
@@ -78,6 +81,11 @@ def neighbor_sheet(
 
 def _footer(loaded: LoadedModel) -> str:
     return redact(f"nearest by cosine similarity of the pooled features of {loaded.source.path}")
+
+
+def _middle(sample: Sample) -> torch.Tensor:
+    """Return the frame in the middle of a video, (3, H, W). Raises BrokenSample."""
+    return sample.video.frames([sample.video.facts.frames // 2])[:, 0]
 
 
 def _thumbnail(image: torch.Tensor) -> Image.Image:

@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_train.analysis.features import POOLED, EvalImages, features_of, nearest
+from swinv2_train.analysis.features import POOLED, EvalImages, features_of, nearest, normalised
 from swinv2_train.config.schema import Config
-from swinv2_train.data.augment import normalise
 from swinv2_train.data.configured import open_probe_sets
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
@@ -45,13 +44,13 @@ _ITERATIONS = 200
 
 
 class LabelledImages(EvalImages):
-    """Evaluation crop and class: the entries `image` (C, H, W) as decoded and `label` int64."""
+    """Evaluation crop and class: the entries `image`, see `EvalImages`, and `label` int64."""
 
     def __init__(self, config: Config, names: Sequence[str] | None = None) -> None:
         """`names` are those of the classes of the data."""
         super().__init__(config)
         self.labels = LabelSource.of(config.data.label, names)
-        self.members = ("image", *self.labels.members)
+        self.members = (*self.members, *self.labels.members)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         entries = super().__call__(sample, rng)
@@ -173,7 +172,7 @@ class Probe:
                 self.check()
                 for _, name, reason in batch["broken"]:
                     self._warn_once(f"sample {name} is skipped: {reason}")
-                images = normalise(batch["image"].to(self.ranks.device), self.mean, self.std)
+                images = normalised(batch["image"].to(self.ranks.device), self.mean, self.std)
                 features = features_of(model, images)[POOLED]
                 kept = [part[batch["valid"]].numpy() for part in (batch["position"], batch["label"], features)]
                 parts.append((kept[0], kept[1], kept[2]))
@@ -186,7 +185,7 @@ class Probe:
 
 
 def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[float]) -> Tensor:
-    """Return the evaluation crops of the first `count` usable samples, (B, C, H, W) as decoded.
+    """Return the evaluation crops of the first `count` usable samples as decoded, see `EvalImages`.
 
     Args:
         mean: per-channel mean that images are normalized with, for `data.background=mean`.

@@ -1,4 +1,4 @@
-"""Weights from any source as a model that takes images in any form."""
+"""Weights from any source as a model that takes images, or of clips videos, in any form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from swinv2_train.analysis.features import POOLED, features_of, stage_name
 from swinv2_train.api.checks import at_least, check_device
+from swinv2_train.api.clips import clip_of
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOGITS, PIXEL_LOGITS
+from swinv2_train.data.augment import normalise_clips
 from swinv2_train.data.decode import DecodeOptions, adapted, decode
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_input import prepare, read_image
@@ -32,7 +34,9 @@ from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Tensor | Sample
 """A file, an encoded image, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W), or a sample of
-`open_shards`. Arrays and tensors are uint8 or uint16; with `data.scale`, of any real type."""
+`open_shards`. Arrays and tensors are uint8 or uint16; with `data.scale`, of any real type.
+
+For a model of clips a video: a file, its bytes, an array (N, H, W, 3), a tensor (3, N, H, W), or a sample."""
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
@@ -42,7 +46,7 @@ class Model:
     Attributes:
         module: model of its task with its head, a torch module on `device`; fine-tune it or take it apart.
         backbone: the Swin Transformer V2 inside it: normalized images (B, C, H, W) of any size to the maps of the four
-            stages (B, H_i, W_i, C_i), whose C_i are `backbone.dims`.
+            stages (B, H_i, W_i, C_i), whose C_i are `backbone.dims`; clips (B, C, T, H, W) to (B, T_i, H_i, W_i, C_i).
         config: sections `model`, `data`, and `task` of the weights.
         mean, std: per-channel statistics that normalize images in [0, 1].
         class_names: names of the classes; None if the weights have none.
@@ -66,13 +70,16 @@ class Model:
     def preprocess(self, images: ImageLike | Iterable[ImageLike]) -> Tensor:
         """Return the input of the model, (B, C, H, W) float32 on its device: decoded, resized, cropped, and normalized.
 
+        Of videos, it is the clip in the middle of each, (B, C, T, H, W). If an array or a tensor has exactly
+        `data.frames` frames, they are the clip.
+
         The result is that of an evaluation; the images of a segmenter are resized to `resolution`, whatever their
         aspect. A single image becomes a batch of one.
 
         Raises:
             DataError: naming the first image that cannot be used.
         """
-        batch = [self._prepared(number, image) for number, image in enumerate(_listed(images))]
+        batch = [self._prepared(number, image) for number, image in enumerate(_listed(images, self._axes))]
         if not batch:
             raise DataError("there are no images")
         return torch.stack(batch).to(self.device)
@@ -81,8 +88,9 @@ class Model:
         """Return the pooled features, (N, D) float32 on the CPU: the mean over the tokens of the last stage.
 
         Args:
-            images: a tensor (B, C, H, W) of floats counts as preprocessed; `Shards` are read in groups.
-            batch: images in one forward pass.
+            images: a tensor (B, C, H, W), of clips (B, C, T, H, W), of floats counts as preprocessed; `Shards` are read
+                in groups.
+            batch: images or clips in one forward pass.
 
         Raises:
             DataError: naming the first image that cannot be used.
@@ -92,7 +100,8 @@ class Model:
     def maps(
         self, images: ImageLike | Iterable[ImageLike], stages: Sequence[int] = (1, 2, 3, 4), *, batch: int = 32
     ) -> list[Tensor]:
-        """Return the maps of some stages, (N, C_i, H_i, W_i) float32 on the CPU each; arguments as for `features`.
+        """Return the maps of some stages, (N, C_i, H_i, W_i), of clips (N, C_i, T_i, H_i, W_i), float32 on the CPU
+        each; arguments as for `features`.
 
         Raises:
             ConfigError: for a stage that does not exist.
@@ -132,24 +141,32 @@ class Model:
 
     def _batches(self, images: ImageLike | Iterable[ImageLike], batch: int) -> Iterator[Tensor]:
         at_least("batch", batch, 1)
-        if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
+        if isinstance(images, Tensor) and images.ndim == self._axes + 1 and images.is_floating_point():
             for part in images.split(batch) if len(images) else ():
                 yield part.to(self.device)
             found = len(images) > 0
         else:
-            listed, found = iter(_listed(images)), False
+            listed, found = iter(_listed(images, self._axes)), False
             while group := _next(listed, batch):
                 found = True
                 yield self.preprocess(group)
         if not found:
             raise DataError("there are no images")
 
+    @property
+    def _axes(self) -> int:
+        """Axes of one input: channels, and time in clips, height, and width."""
+        return 4 if self.config.data.frames else 3
+
     def _prepared(self, number: int, image: ImageLike) -> Tensor:
+        clips = self.config.data.frames > 0
         try:
+            if clips:
+                return normalise_clips(clip_of(image, self.config), self.mean, self.std)
             return prepare(self._decoded(image), self.config, self.mean, self.std)
         except BrokenSample as error:
             name = image.key if isinstance(image, Sample) else image if isinstance(image, (str, Path)) else number
-            raise DataError(f"image {name}: {error.reason}") from error
+            raise DataError(f"{'video' if clips else 'image'} {name}: {error.reason}") from error
 
     def _decoded(self, image: ImageLike) -> Tensor:
         """Return (C, H, W) with the channels of the model: uint8, uint16, or with `data.scale` float32 in [0, 1]."""
@@ -185,14 +202,17 @@ class Model:
             raise BrokenSample(f"{error.reason}, as in load(path, 'data.scale=[0,1]'); {hint}") from None
 
 
-def _listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """Return several images, or the only one as a list; a 4D tensor or array is a batch.
+def _listed(images: ImageLike | Iterable[ImageLike], axes: int) -> Iterable[ImageLike]:
+    """Return several images, or the only one as a list; a tensor or array of more axes is a batch.
+
+    Args:
+        axes: of an image (3) or of a clip (4).
 
     Raises:
         DataError: if it is neither.
     """
     single = isinstance(images, (str, Path, bytes, Image.Image, Sample))
-    if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
+    if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim <= axes):
         return [images]  # type: ignore[list-item]
     if not isinstance(images, Iterable):
         raise DataError(f"pass an image or an iterable of images, not {images!r:.60}")

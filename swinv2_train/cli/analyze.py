@@ -285,17 +285,18 @@ def _measured(loaded: LoadedModel, arguments: argparse.Namespace) -> list[BlockA
 
 
 def _images(loaded: LoadedModel, arguments: argparse.Namespace) -> Tensor:
-    """Return the first images of the shards, or random ones: (B, C, H, W), normalized."""
+    """Return the first images of the shards, or random ones: (B, C, H, W), of clips (B, C, T, H, W), normalized."""
     import torch
 
-    from swinv2_train.config.checks import resolution
+    from swinv2_train.config.checks import clip_frames, resolution
 
     config, count = loaded.config, arguments.batch
     if not arguments.data:
         generator = torch.Generator().manual_seed(arguments.seed)
-        return torch.randn(count, config.model.in_channels, *resolution(config), generator=generator)
+        frames = [clip_frames(config)] if config.data.frames else []
+        return torch.randn(count, config.model.in_channels, *frames, *resolution(config), generator=generator)
+    from swinv2_train.analysis.features import normalised
     from swinv2_train.analysis.probes import first_images
-    from swinv2_train.data.augment import normalise
     from swinv2_train.data.channel_statistics import check_channels_of_model
     from swinv2_train.data.configured import main_member, open_labeled
 
@@ -304,7 +305,7 @@ def _images(loaded: LoadedModel, arguments: argparse.Namespace) -> Tensor:
     opened = open_labeled(spec, arguments.cache_dir, arguments.cache_gib, image=image, label_member=label, main=main)
     if image is None:  # the card describes the first image of each sample
         check_channels_of_model(opened.card, config.model.in_channels, "data", arguments.data)
-    return normalise(first_images(config, opened, count, loaded.mean), loaded.mean, loaded.std)
+    return normalised(first_images(config, opened, count, loaded.mean), loaded.mean, loaded.std)
 
 
 def _say_written(paths: Sequence[Path]) -> None:

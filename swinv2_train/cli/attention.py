@@ -97,7 +97,10 @@ def _run(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
     if len(paths) > _MOST_IMAGES:
         raise ConfigError("", None, f"{len(paths):,} images are too many for one figure; name at most {_MOST_IMAGES}")
     choose_ranks(arguments.device, 1)
-    _, source = check_weights(arguments)
+    config, source = check_weights(arguments)
+    if config.data.frames:
+        hint = f"{source.path} is a model of clips, and attention maps are drawn of images; use a model of images"
+        raise ConfigError("", source.path, hint)
     loading("swinv2-analyze", f"{source.path}")
 
     import torch

@@ -26,6 +26,7 @@ from swinv2_train.cli.weight_arguments import (
     add_checkpoint,
     add_choice,
     add_ranks,
+    changes_of,
     check_precision,
     check_shards,
     check_weights,
@@ -33,6 +34,7 @@ from swinv2_train.cli.weight_arguments import (
     writable,
 )
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.redact import redact
@@ -41,6 +43,8 @@ if TYPE_CHECKING:  # these import torch
     import torch
 
     from swinv2_train.analysis.evaluate import EvalOptions
+    from swinv2_train.config.schema import Config
+    from swinv2_train.interop.source import WeightSource
     from swinv2_train.launch.ranks import Ranks
 
 MODULE = "swinv2_train.cli.evaluate"
@@ -60,6 +64,7 @@ label maps:
 examples:
   swinv2-eval outputs/in1k_tiny_256 'shards/val-*.tar'
   swinv2-eval swinv2_tiny_patch4_window8_256.pth shards/val model.window=24 data.resolution=768
+  swinv2-eval outputs/k400_giant_256 'shards/val-*.tar' views=4x5
   swinv2-eval checkpoint=outputs/simmim_demo data='shards/eval-*.tar' probe='shards/train-*.tar'
   torchrun --nproc-per-node 8 -m swinv2_train.cli.evaluate checkpoint=... data=...
 
@@ -93,6 +98,11 @@ def _parser() -> Parser:
     )
     add_choice(parser)
     add_ranks(parser, "RUN/evaluations/NAME, or ./evaluation-NAME")
+    add(
+        "--views",
+        metavar="TxS",
+        help="clips times crops of a video, whose probabilities are averaged: 4x5 (task.views)",
+    )
     add("--label-map", metavar="MAP", help="a FILE, names, or numbers: see below")
     add(
         "--real-labels",
@@ -150,7 +160,7 @@ def _check(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from swinv2_train.launch.local_ranks import choose_ranks
 
     check_precision(arguments, choose_ranks(arguments.device, arguments.ranks)[0])
-    config, source = check_weights(arguments)
+    config, source = _checked_weights(arguments)
     check_shards(options["data"])
     if options.get("probe"):
         check_shards(options["probe"])
@@ -161,6 +171,17 @@ def _check(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
         read_real_labels(arguments.real_labels)
     _place(options)
     loading("swinv2-eval", f"{source.path} and {arguments.data[0]}")
+
+
+def _checked_weights(arguments: argparse.Namespace) -> tuple[Config, WeightSource]:
+    """Return what `check_weights` does, after a check that the model has views if they are set."""
+    if arguments.views is not None:
+        config, source = check_weights(argparse.Namespace(**{**vars(arguments), "views": None}))
+        if "views" not in vars(config.task):
+            what = f"requires a classifier of videos (task=video), and {source.path} is a {config.task.name} model"
+            raise ConfigError("views", arguments.views, what)
+        refuse_repeated(changes_of(arguments))
+    return check_weights(arguments)
 
 
 def eval_options(options: Mapping[str, Any], **more: Any) -> EvalOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from swinv2_train.data.label_map import NAMES, NUMBERS
 from swinv2_train.launch.status import write_text
 from swinv2_train.redact import redacted
 from swinv2_train.text import counted
+from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:  # both import torch
     from swinv2_train.analysis.evaluate import EvalOptions, Evaluated
@@ -26,6 +28,7 @@ _PROBES = {
 }
 _SHOWN_BROKEN = 10
 _LONGEST_NAME = 150
+_STRIPS = "strips.png"
 
 
 def metric_text(metric: Metric, value: float) -> str:
@@ -175,6 +178,11 @@ def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> li
         written.append(directory / name)
     for name, chart in report.charts().items():
         written += chart.save(directory / name)
+    if found.figure is not None:
+        stream = io.BytesIO()
+        found.figure.save(stream, "PNG")
+        write_bytes(directory / _STRIPS, stream.getvalue())
+        written.append(directory / _STRIPS)
     # Write it last, so that a results.json always belongs to a complete evaluation.
     write_text(directory / "results.json", json.dumps(redacted(result_json(found, options)), indent=2) + "\n")
     return [directory / "results.json", *written]

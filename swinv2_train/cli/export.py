@@ -48,7 +48,7 @@ it, and the README contains Python code that creates the correct input.
 The window and the resolution may be changed: model.window=16 data.resolution=256. A SimMIM checkpoint becomes a feature
 extractor, and so do a segmenter and a detector for timm and huggingface (in the swinv2-train format all stay complete).
 Programs of a segmenter return a score for every class and pixel, those of a detector the levels p2 to p6 of its feature
-pyramid.
+pyramid. A model of clips becomes a program (onnx, torch-export) for clips of its own number of frames, data.frames.
 
 examples:
   swinv2-export outputs/in1k_tiny_256 export/timm --format timm --which best
@@ -87,7 +87,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--images",
         metavar="PATH",
-        help=f"also compare on these: a folder, a pattern or a file, at most {_MOST_IMAGES} of them",
+        help=f"also compare on these images or videos: a folder, a pattern or a file, at most {_MOST_IMAGES} of them",
     )
     parser.add_argument(
         "--bits",
@@ -100,17 +100,20 @@ def _parser() -> Parser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from swinv2_train.data.samples import IMAGE, VIDEO
     from swinv2_train.interop.images import find_images
     from swinv2_train.interop.target import check_room, check_target
 
     use_imports(arguments)
     check_target(arguments.out, arguments.format, arguments.dtype)
-    images = find_images([arguments.images]).files[:_MOST_IMAGES] if arguments.images else None
     config, source = check_weights(arguments)
+    kind = VIDEO if config.data.frames else IMAGE
+    images = find_images([arguments.images], kind=kind).files[:_MOST_IMAGES] if arguments.images else None
     _refuse_inference(arguments, config)
     check_room(arguments.out, source.shapes.values(), arguments.dtype)
     loading("swinv2-export", str(source.path))
 
+    from swinv2_train.interop.clips import encoded_videos
     from swinv2_train.interop.export import export
     from swinv2_train.interop.images import encoded_images
     from swinv2_train.interop.load import load_model
@@ -121,7 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.out,
         arguments.format,
         dtype=arguments.dtype,
-        pictures=None if images is None else encoded_images(images, loaded),
+        pictures=None if images is None else (encoded_videos if kind == VIDEO else encoded_images)(images, loaded),
         bits=arguments.bits,
         weights="ema" if arguments.ema else "raw",
     )
@@ -154,7 +157,7 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
     for name, size in done.files.items():
         print(f"  {name:<{width}}  {size_text(size)}")
     print(
-        f"checked with {compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} "
+        f"checked with {compared.by}: on {counted(compared.images, compared.input.noun)} the {compared.outputs} "
         f"{compared.apart} those of the original model (the largest is {compared.largest:.3g})"
     )
     print(

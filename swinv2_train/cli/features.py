@@ -1,4 +1,4 @@
-"""`swinv2-features`: write the features of images or shards to an .npz or .parquet, on any number of ranks.
+"""`swinv2-features`: write the features of images, videos, or shards to an .npz or .parquet, on any number of ranks.
 
 Exit status: 0 done; 1 failed, or some images could not be read (they are named, and OUT has the others); 2 usage error;
 130 interrupted. After a failure or an interruption, the same command continues with what is missing.
@@ -48,7 +48,8 @@ The rows are in the order of the samples in their shards, or of the sorted file 
 of the sample), name, features, and stage1 to stage4 if requested; of shards also shard, and label (-1 without exactly
 one class). Read an .npz with numpy.load(OUT)["features"]; its entry "about" describes the model. Until OUT is complete,
 its parts are in OUT.parts, and the same command continues from them. An existing table is replaced at the end, and no
-other file. Of a SimMIM model, the encoder is used, without a mask.
+other file. Of a SimMIM model, the encoder is used, without a mask. With a model of clips, DATA are videos, each
+represented by the clip in its middle; the maps of stages are then (C, T, H, W).
 
 examples:
   swinv2-features outputs/in1k_tiny_256 my-images embeddings.npz --sheet neighbors.png
@@ -82,7 +83,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-features",
         usage="swinv2-features CHECKPOINT DATA... OUT [options] [KEY=VALUE ...]",
-        description="Write the features of images for other programs, and draw nearest neighbors.",
+        description="Write the features of images or videos for other programs, and draw nearest neighbors.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,7 +93,7 @@ def _parser() -> Parser:
         "data",
         metavar="DATA",
         nargs="+",
-        help="image files, folders, and patterns; or shards: tars, folders of tars, patterns, URLs",
+        help="image or video files, folders, and patterns; or shards: tars, folders of tars, patterns, URLs",
     )
     add("out", metavar="OUT", type=file_path, help='a name in .npz or .parquet (pip install "swinv2-train[parquet]")')
     add_choice(parser)
@@ -140,15 +141,16 @@ def _check(arguments: argparse.Namespace, source: Mapping[str, Any]) -> None:
         ConfigError, DataError, CheckpointError: naming the argument.
     """
     from swinv2_train.analysis.feature_outputs import check_outputs, find_inputs
+    from swinv2_train.data.samples import IMAGE, VIDEO
     from swinv2_train.launch.local_ranks import choose_ranks
 
     check_outputs(arguments.out, arguments.sheet)
     check_precision(arguments, choose_ranks(arguments.device, arguments.ranks)[0])
+    config, weights = check_weights(arguments)
     if "shards" in source:
         check_shards(source["shards"])
     else:
-        find_inputs(source["images"], arguments.out, arguments.sheet)
-    _, weights = check_weights(arguments)
+        find_inputs(source["images"], arguments.out, arguments.sheet, VIDEO if config.data.frames else IMAGE)
     loading("swinv2-features", f"{weights.path} and {arguments.data[0]}")
 
 
@@ -175,18 +177,22 @@ def data_options(data: Sequence[str], out: Path, sheet: Path | None = None) -> d
 
 
 def _is_shards(item: str, own: Sequence[Path]) -> bool:
-    """Return whether an item is shards; a folder with images too is refused, because it may be meant as either."""
+    """Return whether an item is shards; a folder with images or videos too is refused, because it may be meant as
+    either."""
     from swinv2_train.data.image_files import extension, is_array, scan_folder
+    from swinv2_train.data.video_files import scan_videos
 
     if "://" in item or item.endswith((".tar", ".tar}")):
         return True
     path = user_path(item)
     if not path.is_dir() or not any(entry.suffix == ".tar" for entry in path.iterdir()):
         return False
-    image = next((name for name in scan_folder(path, own).images if not is_array(extension(name))), None)
-    if image is not None:
-        forms = f"name the shards by '{path}/*.tar', or the images by a pattern such as '{path}/*.{extension(image)}'"
-        raise ConfigError("", item, f"{item} holds tars and images, such as {image}; {forms}")
+    for kind, scan in (("images", scan_folder), ("videos", scan_videos)):
+        found = [name for name in scan(path, own).images if extension(name) and not is_array(extension(name))]
+        if found:
+            pattern = f"'{path}/*.{extension(found[0])}'"
+            forms = f"name the shards by '{path}/*.tar', or the {kind} by a pattern such as {pattern}"
+            raise ConfigError("", item, f"{item} holds tars and {kind}, such as {found[0]}; {forms}")
     return True
 
 

@@ -1,7 +1,7 @@
-"""`swinv2-predict`: predict image files: their classes, with a segmenter the class of every pixel, or with a detector
-the objects.
+"""`swinv2-predict`: predict files: the classes of images or of videos over time, with a segmenter the class of every
+pixel, or with a detector the objects.
 
-Exit status: 0 done; 1 failed, or some images could not be read (they are named); 2 usage error (missing path, a model
+Exit status: 0 done; 1 failed, or some files could not be read (they are named); 2 usage error (missing path, a model
 without classes, a wrong list of names); 130 interrupted.
 """
 
@@ -53,6 +53,12 @@ size fit into memory; other images have at most data.max_pixels.
 A detector writes DIR/detections.json, all boxes and masks as COCO has them, and DIR/pictures/NAME.jpg, the image with
 those of at least --threshold; the tables have the same. --tile N cuts large images into tiles of N pixels.
 
+A classifier of videos predicts windows of the length of its clips, from the start of the video to its end. The CSV has
+a line for each: video, start, end (seconds), class1, p1, class2, p2, ... (name and probability of the --top classes,
+best first); the JSON of a video has its averages and its windows. DIR gets them, videos.csv (the averages, a line per
+video and class), and strips/NAME.jpg, frames of the video above the probabilities over time. Videos are read as they
+are decoded, so they may have any length; task.views=1x3 averages three crops of every window.
+
 A sheet is a self-contained HTML page or a PNG. A page has at most {ON_PAGE[".html"]} images (PNG: {ON_PAGE[".png"]});
 the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.
 
@@ -62,8 +68,9 @@ examples:
   swinv2-predict checkpoint=swinv2_tiny_window8.pth images=my-images labels=names.txt top=3 sheet=sheet.png
   swinv2-predict outputs/segment_tiles scenes/*.tif --out maps --inference slide --overlap 0.25
   swinv2-predict outputs/detect_own forest/*.tif --out trees --tile 400 --threshold 0.3
+  swinv2-predict outputs/k400_tiny holiday.mp4 more-videos --out actions --hop 0.5
 
-exit status: 0 done; 1 some images could not be read, or it failed; 2 usage error; 130 interrupted"""
+exit status: 0 done; 1 some files could not be read, or it failed; 2 usage error; 130 interrupted"""
 
 
 @dataclass
@@ -90,20 +97,20 @@ def _parser() -> Parser:
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
         description="Classify images with any classifier (this package's, official, timm, Hugging Face), segment them, "
-        "or detect objects.",
+        "detect objects, or classify videos over time.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_checkpoint(parser)
     add = parser.add_argument
-    add("images", metavar="IMAGES", nargs="+", help="image files, folders, or patterns")
+    add("images", metavar="IMAGES", nargs="+", help="image or video files, folders, or patterns")
     add_choice(parser)
-    add("--top", type=whole(1), default=5, metavar="N", help="classes per image (default: %(default)s)")
+    add("--top", type=whole(1), default=5, metavar="N", help="classes per image or window (default: %(default)s)")
     add(
         "--batch",
         type=whole(1),
         metavar="N",
-        help="images per forward pass (default: 16), or windows or tiles (default: 1)",
+        help="images per forward pass (default: 16), windows or tiles (1), or clips of a video (4)",
     )
     add("--labels", type=file_path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
     add_task_options(parser)
@@ -114,22 +121,23 @@ def _parser() -> Parser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from swinv2_train.data.samples import IMAGE, VIDEO
     from swinv2_train.interop.images import find_images
     from swinv2_train.launch.local_ranks import choose_ranks
 
     use_imports(arguments)
     choose_ranks(arguments.device, 1)
-    images = find_images(arguments.images)
     config, source = with_task_options(arguments, check_weights)
+    kind = VIDEO if config.data.frames else IMAGE
     names = class_names(config, source, arguments.labels)
     own = ImageFiles(arguments.out, config.task.PREDICT_FOLDERS) if arguments.out else None
-    if own is not None and own.folders:  # those of an earlier call may be in a folder of IMAGES
-        images = find_images(arguments.images, skip=own.folders)
+    # Those of an earlier call may be in a folder of IMAGES.
+    images = find_images(arguments.images, skip=[] if own is None else own.folders, kind=kind)
     paths = images.files
     targets = Targets.of(arguments)
     targets.check(paths)
     files = own.plan(paths) if own is not None else None
-    loading("swinv2-predict", f"{source.path} for {counted(len(paths), 'image', ',')}")
+    loading("swinv2-predict", f"{source.path} for {counted(len(paths), kind, ',')}")
 
     from swinv2_train.interop.load import load_model
 
@@ -145,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
     targets.write(done.found, done.kind, done.entries, str(loaded.source.path), names)
     if done.broken:
         print(
-            f"{counted(len(done.found), 'image', ',')} predicted, {len(done.broken):,} could not be read",
+            f"{counted(len(done.found), kind, ',')} predicted, {len(done.broken):,} could not be read",
             file=sys.stderr,
         )
     return FAILED if done.broken or images.lost else FINISHED
@@ -194,7 +202,7 @@ def predict(
     options: PredictOptions | None = None,
     device: str = "auto",
 ) -> Predictions:
-    """Return the predictions for image files; unreadable files are skipped and named.
+    """Return the predictions for files; unreadable files are skipped and named.
 
     Args:
         names: one for each class.
@@ -236,10 +244,11 @@ def print_predictions(found: Sequence[Prediction], top: int) -> None:
     """Print a table of the first classes: drawn on a terminal, aligned columns elsewhere."""
     if not found:
         return
-    rows = [(str(one.path), *one.summary(top)) for one in found]
+    rows = [row for one in found for row in one.lines(top)]
     columns = max(map(len, rows))
     rows = [(*row, *[""] * (columns - len(row))) for row in rows]
-    titles = ("image", *(f"{rank}." for rank in range(1, columns)))
+    first = found[0].TITLES
+    titles = (*first, *(f"{rank}." for rank in range(1, columns - len(first) + 1)))
     if not sys.stdout.isatty():
         from swinv2_train.cli.checkpoint_display import table
 

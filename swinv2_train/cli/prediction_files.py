@@ -33,9 +33,14 @@ _LIST = ".swinv2-predict.jsonl"
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """Add the options for the output files."""
     add = parser.add_argument
-    add("--csv", type=file_path, metavar="FILE", help="write a line per image and class, or per object")
-    add("--jsonl", type=file_path, metavar="FILE", help="write a JSON object per image")
-    add("--sheet", type=file_path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
+    add(
+        "--csv",
+        type=file_path,
+        metavar="FILE",
+        help="write a line per image and class, per object, or per window of a video",
+    )
+    add("--jsonl", type=file_path, metavar="FILE", help="write a JSON object per file")
+    add("--sheet", type=file_path, metavar="FILE", help="draw the files with their classes: FILE.html or FILE.png")
     add(
         "--pages",
         type=whole(1),
@@ -47,7 +52,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=file_path,
         metavar="DIR",
-        help="write predictions.csv, predictions.jsonl, sheet.html, and label maps or pictures into DIR",
+        help="write predictions.csv, predictions.jsonl, sheet.html, and label maps, pictures, or film strips into DIR",
     )
 
 
@@ -197,13 +202,13 @@ class Targets:
         return max((self.pages * ON_PAGE[path.suffix] for path in self.paths["sheet"]), default=0)
 
     def check(self, images: Sequence[Path]) -> None:
-        """Check that no output, including the further pages of a sheet, is one of the images or a directory."""
+        """Check that no output, including the further pages of a sheet, is one of the inputs or a directory."""
         inputs = {path.resolve() for path in images}
         outputs = [path for kind in ("csv", "jsonl") for path in self.paths[kind]]
         outputs += [page for path in self.paths["sheet"] for page in page_paths(path, len(images), self.pages)]
         for target in outputs:
             if target.resolve() in inputs:
-                raise ConfigError("", target, f"{target} is one of the images and would be overwritten")
+                raise ConfigError("", target, f"{target} is one of the inputs and would be overwritten")
             if target.is_dir():
                 raise ConfigError("", target, f"{target} is a directory, so it cannot be written")
 
@@ -243,7 +248,7 @@ class Targets:
                 written.append(self.directory / name)
         earlier = []
         for path in self.paths["sheet"]:
-            shown = write_pages(path, entries, model, len(found), self.pages)
+            shown = write_pages(path, entries, model, len(found), self.pages, kind.NOUN)
             written += shown
             earlier += earlier_pages(path, shown)
         if written:

@@ -1,4 +1,4 @@
-"""Output files of predictions: CSV, JSON lines, and sheets of images with bars (HTML and PNG)."""
+"""Output files of predictions: CSV, JSON lines, and sheets of images or videos with bars (HTML and PNG)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from swinv2_train.lettering import fitted, font, wrapped
 from swinv2_train.tasks.prediction import PICTURE_SIDE, Prediction
-from swinv2_train.text import as_html
+from swinv2_train.text import as_html, counted
 
 _COLUMNS = 4
 _CELL, _PAD, _GAP = 300, 14, 18
@@ -74,29 +74,32 @@ class Entry:
 
 
 def csv_text(found: Sequence[Prediction], kind: type[Prediction] = Prediction) -> str:
-    """Return a table with the columns of a kind of predictions."""
+    """Return a table of predictions of a kind."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(kind.COLUMNS)
+    writer.writerow(kind.columns(found))
     for one in found:
         writer.writerows(one.rows())
     return stream.getvalue()
 
 
 def jsonl_text(found: Sequence[Prediction]) -> str:
-    """Return a JSON object per image."""
+    """Return a JSON object per file."""
     return "".join(f"{json.dumps(one.record(), ensure_ascii=False)}\n" for one in found)
 
 
-def html_sheet(entries: Sequence[Entry], line: str, links: Sequence[tuple[str, str]] = ()) -> str:
+def html_sheet(
+    entries: Sequence[Entry], line: str, links: Sequence[tuple[str, str]] = (), noun: str = Prediction.NOUN
+) -> str:
     """Return a self-contained HTML page.
 
     Args:
         line: subtitle: the model, and the page.
         links: text and file name of other pages, in the same folder.
+        noun: what the entries are.
     """
     cards = "\n".join(map(_card, entries))
-    count = f"{len(entries):,} image{'' if len(entries) == 1 else 's'}"
+    count = counted(len(entries), noun, ",")
     pages = " ".join(f'<a href="{as_html(quote(name, errors="replace"))}">{as_html(text)}</a>' for text, name in links)
     nav = f"\n<nav>{pages}</nav>" if links else ""
     return f"""<!doctype html>

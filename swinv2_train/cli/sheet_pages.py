@@ -48,7 +48,9 @@ def earlier_pages(path: Path, written: Sequence[Path]) -> list[Path]:
     raise AssertionError("unreachable")
 
 
-def write_pages(path: Path, entries: Sequence[Entry], model: str, total: int, most: int) -> list[Path]:
+def write_pages(
+    path: Path, entries: Sequence[Entry], model: str, total: int, most: int, noun: str = "image"
+) -> list[Path]:
     """Write a sheet and return its files; a PNG sheet without an image is not written.
 
     Args:
@@ -57,6 +59,7 @@ def write_pages(path: Path, entries: Sequence[Entry], model: str, total: int, mo
         model: for the title.
         total: number of images that were predicted.
         most: maximum number of pages.
+        noun: what the entries are.
 
     Raises:
         OSError: if a file cannot be written.
@@ -72,12 +75,12 @@ def write_pages(path: Path, entries: Sequence[Entry], model: str, total: int, mo
     for number, page in enumerate(paths, 1):
         first = (number - 1) * size
         shown = entries[first : first + size]
-        place = f", images {first + 1:,} to {first + len(shown):,}, page {number} of {len(paths)}"
+        place = f", {noun}s {first + 1:,} to {first + len(shown):,}, page {number} of {len(paths)}"
         left = total - len(entries) if number == len(paths) else 0
-        line = f"{model}{place if len(paths) > 1 else ''}{f' (and {left:,} more images)' if left else ''}"
+        line = f"{model}{place if len(paths) > 1 else ''}{f' (and {left:,} more {noun}s)' if left else ''}"
         if path.suffix == ".html":
             others = [link for link in links if link[1] != page.name]
-            write_bytes(page, html_sheet(shown, line, others).encode())
+            write_bytes(page, html_sheet(shown, line, others, noun).encode())
         else:
             stream = io.BytesIO()
             png_sheet(shown, line).save(stream, "PNG")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
-from swinv2_train.cli.values import numbers, whole
+from swinv2_train.cli.values import above_zero, numbers, whole
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import refuse_repeated
 
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
     from swinv2_train.interop.source import WeightSource
 
-_OPTIONS = ("inference", "tile", "overlap", "threshold", "scales", "flip")
-_NEEDS = {"inference": "a segmenter", "tile": "a detector", "threshold": "a detector"}
+_OPTIONS = ("inference", "tile", "overlap", "threshold", "scales", "flip", "hop")
+_NEEDS = {
+    "inference": "a segmenter",
+    "tile": "a detector",
+    "threshold": "a detector",
+    "hop": "a classifier of videos (task=video)",
+}
 """Models that have an option; others need a segmenter or a detector."""
 
 
 def add_task_options(parser: Parser) -> None:
     """Add the options; without one, the value of the training applies."""
-    group = parser.add_argument_group("options for segmenters and detectors", "the defaults are those of the training")
+    group = parser.add_argument_group(
+        "options for segmenters, detectors, and videos", "the defaults are those of the training"
+    )
     add = group.add_argument
     add("--inference", choices=["whole", "slide"], help="of a segmenter: the entire image at once, or sliding windows")
     add("--tile", type=whole(1), metavar="N", help="of a detector: cut images into tiles of N pixels, for large ones")
@@ -31,6 +38,8 @@ def add_task_options(parser: Parser) -> None:
     add("--threshold", type=_score, metavar="X", help="of a detector: lowest score in pictures and tables: 0.5")
     add("--scales", type=_scales, metavar="X,X,...", help="factors of the image size, averaged: 0.75,1,1.25")
     add("--flip", action="store_true", default=None, help="average with the mirrored image")
+    hop_help = "of videos: from the start of a window to that of the next one (default: half a window)"
+    add("--hop", type=above_zero, metavar="SECONDS", help=hop_help)
 
 
 def _overlap(text: str) -> str:

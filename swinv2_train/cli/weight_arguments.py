@@ -24,6 +24,9 @@ CHANGES_HELP = (
     "data.crop_pct=0.9, data.crop_mode=squash (resize, no crop), data.mean=..."
 )
 
+_AMONG_CHANGES = {"test_window": TEST_WINDOW, "views": "task.views"}
+"""Options that are changes to the model or its input, each with the key that it sets."""
+
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the argument for the weights."""
@@ -89,9 +92,9 @@ def add_ranks(parser: argparse.ArgumentParser, out: str | None = None) -> None:
 
 
 def changes_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the changes to the model, among them the test window."""
-    window = getattr(arguments, "test_window", None)
-    return [*arguments.changes, *([] if window is None else [f"{TEST_WINDOW}={window}"])]
+    """Return the changes to the model, among them the test window and the views."""
+    given = {key: getattr(arguments, name, None) for name, key in _AMONG_CHANGES.items()}
+    return [*arguments.changes, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def check_weights(arguments: argparse.Namespace, checkpoint: str | None = None) -> tuple[Config, WeightSource]:
@@ -156,6 +159,6 @@ def writable(key: str, directory: Path) -> None:
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that have a value; the test window is among the changes to the model."""
-    given = {key: value for key, value in vars(arguments).items() if value is not None and key != "test_window"}
+    """Return the arguments that have a value; test window and views are among the changes to the model."""
+    given = {key: value for key, value in vars(arguments).items() if value is not None and key not in _AMONG_CHANGES}
     return given | ({"changes": changes_of(arguments)} if "changes" in given else {})

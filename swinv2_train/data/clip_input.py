@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ def random_clip(sample: Sample, size: tuple[int, int], data: DataConfig, rng: np
     video = sample.video
     numbers = train_clip(video.facts.frames, data.frames, data.frame_stride, rng)
     crop = draw_crop(video.size, size, data.augment, rng)
-    return _cropped(video, numbers, crop, data)
+    return video.frames(numbers, lambda frame: crop.image(frame, data.augment.interpolation))
 
 
 def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts: tuple[int, int]) -> Tensor:
@@ -40,15 +40,56 @@ def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts:
         ConfigError: for an unknown `data.crop_mode`.
     """
     video, (clips, number) = sample.video, counts
-    crops = view_crops(video.size, size, data.crop_pct, data.crop_mode, number)
+    crops = FixedCrops.of(video.size, size, data, number)
     views = []
     for numbers in test_clips(video.facts.frames, data.frames, data.frame_stride, clips):
-        entire = replace(crops[0], size=crops[0].scaled, corner=(0, 0))  # resized once for all crops
-        scaled = _cropped(video, numbers, entire, data)
-        for crop in crops:
-            top, left = crop.corner
-            views.append(scaled[..., top : top + size[0], left : left + size[1]])
+        views += crops.views(crops.read(video, numbers))
     return torch.stack(views)
+
+
+def center_clip(video: Video, size: tuple[int, int], data: DataConfig) -> Tensor:
+    """Return the clip in the middle of a video, (3, `data.frames`, *size) uint8: the only view of `1x1`.
+
+    Raises BrokenSample.
+    """
+    (numbers,) = test_clips(video.facts.frames, data.frames, data.frame_stride, 1)
+    crops = FixedCrops.of(video.size, size, data)
+    (view,) = crops.views(crops.read(video, numbers))
+    return view
+
+
+@dataclass(frozen=True)
+class FixedCrops:
+    """The crops of a video's frames for a test."""
+
+    crops: list[Crop]
+    """See `view_crops`."""
+    interpolation: str
+
+    @classmethod
+    def of(cls, source: tuple[int, int], size: tuple[int, int], data: DataConfig, number: int = 1) -> FixedCrops:
+        """Return the crops of frames of a size `source`. Raises ConfigError for an unknown `data.crop_mode`."""
+        return cls(view_crops(source, size, data.crop_pct, data.crop_mode, number), data.augment.interpolation)
+
+    def read(self, video: Video, numbers: list[int]) -> Tensor:
+        """Decode frames and resize each once for all crops: (3, T, h, w). Only one has its full size in memory."""
+        return video.frames(numbers, self._resized)
+
+    def scaled(self, clip: Tensor) -> Tensor:
+        """Resize frames once for all crops: (3, T, H, W) -> (3, T, h, w)."""
+        # torch resizes T images of 3 channels faster than 3 of T.
+        return self._resized(clip.transpose(0, 1)).transpose(0, 1)
+
+    def views(self, scaled: Tensor) -> list[Tensor]:
+        """Return the crops of frames that `scaled` has returned, each (3, T, *size)."""
+        height, width = self.crops[0].size
+        corners = [crop.corner for crop in self.crops]
+        return [scaled[..., top : top + height, left : left + width] for top, left in corners]
+
+    def _resized(self, frames: Tensor) -> Tensor:
+        """(..., 3, H, W) -> (..., 3, h, w)."""
+        entire = replace(self.crops[0], size=self.crops[0].scaled, corner=(0, 0))
+        return entire.image(frames, self.interpolation)
 
 
 def view_crops(
@@ -73,8 +114,3 @@ def view_crops(
         corner[axis] = round(index * room / (number - 1))  # the middle one is that of `fixed_crop`
         crops.append(replace(center, corner=(corner[0], corner[1])))
     return crops
-
-
-def _cropped(video: Video, numbers: list[int], crop: Crop, data: DataConfig) -> Tensor:
-    """Return the crop of some frames, (3, N, *crop.size); no more than one frame is in memory at its full size."""
-    return video.frames(numbers, lambda frame: crop.image(frame, data.augment.interpolation))

@@ -1,4 +1,4 @@
-"""Image files as samples, for loaders that otherwise read shards."""
+"""Image or video files as samples, for loaders that otherwise read shards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from swinv2_train.data.samples import IMAGE
 
 
 class FileSet:
-    """Image files with the part of the interface of `ShardSet` that reading in a fixed order needs."""
+    """Image or video files with the part of the interface of `ShardSet` that reading in a fixed order needs."""
 
     card = None
     remote = False
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
+    def __init__(self, files: Sequence[Path], kind: str = IMAGE) -> None:
+        """`kind` is image or video."""
+        self.files, self.kind = list(files), kind
         self.num_samples = len(self.files)
 
     def key(self, index: int) -> str:
@@ -30,7 +31,7 @@ class FileSet:
         return self.key(index)
 
     def read(self, index: int, members: Sequence[str] = (IMAGE,)) -> RawSample:
-        """Return a file as the sample with the only member `image`.
+        """Return a file as the sample with the only member `image` or `video`.
 
         Raises:
             BrokenSample: if it cannot be read.
@@ -40,7 +41,7 @@ class FileSet:
             data = path.read_bytes()
         except OSError as error:
             raise BrokenSample(f"it cannot be read ({error.strerror})") from error
-        return RawSample(str(path), extension(path.name), {IMAGE: data})
+        return RawSample(str(path), extension(path.name), {self.kind: data}, self.kind)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

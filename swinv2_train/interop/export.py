@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,16 +22,15 @@ from swinv2_train.checkpoint import disk
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.checks import resolution
-from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
-from swinv2_train.config.values import value_settings
 from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.agreement import disagreement, is_installed
+from swinv2_train.interop.clips import made_clips, prepared_clips
+from swinv2_train.interop.export_facts import clip_facts, exported_metadata, preprocess_facts
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
-from swinv2_train.interop.metadata import CLIP_KEYS
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, HEAD, in_backbone
 from swinv2_train.interop.target import (
@@ -58,7 +57,6 @@ onnxruntime has its own kernels, which round differently; the others run the sam
 """
 _PEERS = {TIMM: ("timm",), HUGGINGFACE: ("transformers",), ONNX: ("onnxruntime", "onnx"), OWN: ("swinv2-train",)}
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TRAINING_ONLY = ("attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 _BATCHES = (1, 2, 5)
 """Batch sizes that a program is tested with, because it is traced with one and must accept any."""
 _WHOLE = 2
@@ -134,7 +132,7 @@ def export(
     layout: str,
     *,
     dtype: str = "fp32",
-    pictures: Sequence[bytes] | None = None,
+    pictures: Sequence[bytes] | Sequence[Tensor] | None = None,
     bits: int | None = None,
     weights: str = "raw",
 ) -> Exported:
@@ -145,7 +143,8 @@ def export(
         out: the directory; must not exist. Its parents are created.
         layout: one of `EXPORTS`.
         dtype: dtype of the stored weights; a key of `DTYPES`. They are rounded to nearest.
-        pictures: encoded images to compare on, in addition to the synthetic ones.
+        pictures: encoded images to compare on, or clips as `encoded_videos` returns them, in addition to the synthetic
+            ones.
         bits: 8 or 16, the depth of the images that the model is for; None: what its weights record, or else 8.
         weights: `raw`, or `ema` if the moving average was loaded, for the records.
 
@@ -162,13 +161,16 @@ def export(
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be created ({remedied(error)})") from error
     check_room(out, (tuple(tensor.shape) for _, tensor in named_state(loaded.model)), dtype)
-    recorded = recorded_bits(loaded)
+    clips = bool(loaded.config.data.frames)
+    if clips and bits:
+        raise ConfigError("bits", bits, "videos are decoded to 8 bits: leave --bits out")
+    recorded = [8] if clips else recorded_bits(loaded)
     scaled = loaded.config.data.scale is not None
     if scaled and bits:
         raise ConfigError("bits", bits, "the model takes stored values of any type (data.scale): leave --bits out")
     depths = [] if scaled else [bits] if bits else recorded or [8]
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
-    pixels, images = prepared(loaded, [*(pictures or ()), *made_pictures(loaded, depths)])
+    pixels, images = _inputs(loaded, pictures or (), depths)
     encoded = len(images)
     if encoded < count:
         images = torch.cat([images, made_images(loaded, count - encoded)])
@@ -205,6 +207,16 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(out, files, compared, notes)
+
+
+def _inputs(
+    loaded: LoadedModel, pictures: Sequence[bytes] | Sequence[Tensor], depths: Sequence[int]
+) -> tuple[list[Tensor], Tensor]:
+    """Return the pixels that the code in the README takes, and this package's inputs of them."""
+    if not loaded.config.data.frames:
+        return prepared(loaded, [*pictures, *made_pictures(loaded, depths)])  # type: ignore[list-item]
+    pixels: list[Tensor] = [*pictures, *made_clips(loaded)]  # type: ignore[list-item]
+    return pixels, prepared_clips(loaded, pixels)
 
 
 def exported_part(loaded: LoadedModel, layout: str) -> onnx.Inference:
@@ -273,35 +285,6 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metada
     write_safetensors(path, shapes, portions(), {"format": "pt", **metadata})
 
 
-def exported_metadata(loaded: LoadedModel) -> dict[str, Any]:
-    """Return what a reader must know about the weights, in the sections of a checkpoint's manifest."""
-    config = loaded.config
-    clips = {key: getattr(config.data, key) for key in CLIP_KEYS} if config.data.frames else {}
-    return {
-        "task": to_dict(config.task),
-        "model": {key: value for key, value in to_dict(config.model).items() if key not in _TRAINING_ONLY},
-        "data": {"resolution": list(resolution(config)), "mean": loaded.mean, "std": loaded.std, **clips},
-        "classes": loaded.class_names,
-        "preprocess": _preprocess(loaded),
-    }
-
-
-def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str, Any]:
-    """Return the preparation of images, without settings that this model does not use."""
-    data = loaded.config.data
-    known = {
-        "crop_pct": data.crop_pct if data.crop_mode == "center" else None,
-        "crop_mode": data.crop_mode,
-        "interpolation": data.augment.interpolation,
-        "mean": loaded.mean,
-        "std": loaded.std,
-        "bits": bits or recorded_bits(loaded),
-        "background": data.background,
-        **value_settings(data),
-    }
-    return {key: value for key, value in known.items() if value is not None}
-
-
 def _write_own(job: _Job) -> None:
     source = job.loaded.source
     header = {
@@ -342,7 +325,8 @@ def _num_classes(loaded: LoadedModel) -> int:
 
 
 def _write_onnx(job: _Job) -> None:
-    facts = {"resolution": list(resolution(job.loaded.config)), **_preprocess(job.loaded, job.bits)}
+    config = job.loaded.config
+    facts = {"resolution": list(resolution(config)), **clip_facts(config), **preprocess_facts(job.loaded, job.bits)}
     if job.bits:
         facts["pixels_divided_by"] = [2**bits - 1 for bits in job.bits]
     if job.loaded.class_names:
@@ -356,7 +340,7 @@ def _write_program(job: _Job) -> None:
 
 
 def _program(job: _Job) -> torch.export.ExportedProgram:
-    example = job.images[:1].expand(2, -1, -1, -1).contiguous()  # a batch of one would be treated as a constant
+    example = torch.cat([job.images[:1]] * 2)  # a batch of one would be treated as a constant
     return onnx.trace(job.inference, job.loaded.config.model, example)
 
 

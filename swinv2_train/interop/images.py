@@ -1,4 +1,4 @@
-"""Image files that a user names, and synthetic images to compare two models on."""
+"""Image or video files that a user names, and synthetic images to compare two models on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.paths import user_path
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import image_extensions, scan_folder
+from swinv2_train.data.samples import IMAGE, VIDEO
+from swinv2_train.data.video_files import VIDEO_FILES, scan_videos
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # finding images does without torch
     from torch import Tensor
@@ -21,23 +24,24 @@ if TYPE_CHECKING:  # finding images does without torch
 
 @dataclass
 class FoundImages:
-    """Image files that a user named."""
+    """Image or video files that a user named."""
 
     files: list[Path] = field(default_factory=list)
     """In the order of the names, each file once."""
     notes: list[str] = field(default_factory=list)
     """Contents of the folders that are not read, one line each."""
     lost: bool = False
-    """True if these may contain images."""
+    """True if these may contain images or videos."""
 
 
-def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
-    """Find the image files named by files, folders (at any depth), and patterns.
+def find_images(paths: Sequence[str], skip: Sequence[Path] = (), kind: str = IMAGE) -> FoundImages:
+    """Find the image or video files named by files, folders (at any depth), and patterns.
 
-    In folders, only files with an image extension are used; a file that is named explicitly may have any name.
+    In folders, only files with an extension of the kind are used; a file that is named explicitly may have any name.
 
     Args:
         skip: files and folders that folders and patterns do not find, such as outputs of the caller.
+        kind: `image` or `video`.
 
     Raises:
         ConfigError: as `user_path`.
@@ -49,10 +53,7 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
     for text in paths:
         path = user_path(text)
         if path.is_dir():
-            scan = scan_folder(path, skip)
-            matches = [Path(image) for image in scan.images]
-            found.notes += scan.notes()
-            found.lost |= scan.lost
+            matches = (_videos if kind == VIDEO else _images)(path, skip, found)
         elif path.exists():
             matches = [path]
         else:
@@ -63,14 +64,41 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
         if not matches:
             where = "holds" if path.is_dir() else "matches"
             others = "".join(f"; {line}" for line in found.notes if line.startswith(str(path)))
-            raise DataError(f"{text} {where} no image ({', '.join(image_extensions())}){others}")
+            extensions = ", ".join(VIDEO_FILES if kind == VIDEO else image_extensions())
+            raise DataError(f"{text} {where} no {kind} ({extensions}){others}")
         files.update(dict.fromkeys(matches))
     found.files = list(files)
     return found
 
 
+def _images(path: Path, skip: Sequence[Path], found: FoundImages) -> list[Path]:
+    """Return the image files of a folder, and add to `found` what is not read."""
+    scan = scan_folder(path, skip)
+    found.notes += scan.notes()
+    found.lost |= scan.lost
+    return [Path(image) for image in scan.images]
+
+
+def _videos(path: Path, skip: Sequence[Path], found: FoundImages) -> list[Path]:
+    """Return the video files of a folder, and add to `found` what is not read: images, and folders of frames."""
+    scan = scan_videos(path, skip)
+    folders = [name for name in scan.images if Path(name).is_dir()]
+    loose, scan.num_loose = scan.num_loose, 0  # next to videos, they are probably pictures of them
+    found.notes += scan.notes()
+    found.lost |= scan.lost
+    if loose:
+        found.notes.append(f"{path}: {counted(loose, 'image', ',')} not read, such as {scan.loose[0]}")
+    if folders:
+        fix = "swinv2-data pack --video reads folders of frames"
+        found.notes.append(
+            f"{path}: {counted(len(folders), 'folder', ',')} of images not read, such as {folders[0]}: {fix}"
+        )
+    return [Path(name) for name in scan.images if name not in set(folders)]
+
+
 def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     """Return synthetic images, normalized (count, C, H, W) float32, with photo-like statistics: shapes, detail, grain.
+    For a model of clips, every frame of (count, C, T, H, W) is one.
 
     Args:
         seed: the same seed returns the same images.
@@ -82,7 +110,9 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     from swinv2_train.data.augment import normalise
 
     height, width = resolution(loaded.config)
-    channels = loaded.config.model.in_channels
+    channels, frames = loaded.config.model.in_channels, loaded.config.data.frames
+    if frames:
+        count *= frames
     rng = np.random.default_rng(seed)
     image = torch.zeros(count, channels, height, width)
     for cells, strength in ((3, 0.5), (9, 0.25), (31, 0.12)):
@@ -90,7 +120,8 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
         image += strength * F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
     image += torch.from_numpy(rng.normal(0, 0.02, tuple(image.shape))).float()
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return normalise(pixels, loaded.mean, loaded.std)
+    made = normalise(pixels, loaded.mean, loaded.std)
+    return made.unflatten(0, (-1, frames)).transpose(1, 2).contiguous() if frames else made
 
 
 def _is_below(path: Path, places: Collection[Path]) -> bool:

@@ -53,6 +53,8 @@ class InputCheck:
     why: list[str] = field(default_factory=list)
     """Differences in the processor's algorithm; empty if the inputs agree."""
 
+    noun: str = "image"
+    """What an input is: image or clip."""
     stored: bool = False
     """True if the images are stored values of any type (`data.scale`), which are checked as float32."""
 
@@ -67,7 +69,7 @@ class InputCheck:
             output: `logits` or `features`.
         """
         kind = "stored values, as float32" if self.stored else f"{_listed(self.bits)} bits"
-        what = f"{self.images} encoded images of {kind}"
+        what = f"{self.images} {'encoded images' if self.noun == 'image' else 'clips'} of {kind}"
         if self.processor is None:
             return f"{what}: the code under Input creates the same tensors"
         if self.levels is None:
@@ -173,8 +175,9 @@ def check_input(
 
     Args:
         directory: the export.
-        pixels: decoded images, each (C, H, W) uint8 or uint16, or their stored values; see `prepared`.
-        ours: (B, C, h, w), the input that this package creates from them.
+        pixels: decoded images, each (C, H, W) uint8 or uint16, or their stored values, see `prepared`; or clips, each
+            (T, C, H, W) uint8.
+        ours: (B, C, h, w) or (B, C, T, h, w), the input that this package creates from them.
         expected: outputs for this input.
 
     Raises:
@@ -187,7 +190,8 @@ def check_input(
         raise CheckpointError(f"the preparation code in the README differs by {apart:.3g}; nothing was written")
     bits = sorted({8 * image.element_size() for image in pixels})
     if layout not in PROCESSORS:
-        return InputCheck(bits, len(pixels), None, stored=loaded.config.data.scale is not None)
+        noun = "clip" if loaded.config.data.frames else "image"
+        return InputCheck(bits, len(pixels), None, stored=loaded.config.data.scale is not None, noun=noun)
     name = PROCESSORS[layout]
     if loaded.config.data.scale is not None:
         why = [f"{name} does not scale stored values (data.scale)"]

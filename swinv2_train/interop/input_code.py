@@ -43,15 +43,17 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 
 def prepare(pixels):
-    \"\"\"(channels, height, width) uint8 or uint16, upright and without alpha -> {shape} float32.\"\"\"
+    \"\"\"{given} -> {shape} float32.\"\"\"
     largest = 255 if pixels.dtype == torch.uint8 else 65535
 {size}    if largest == 65535:
         pixels = pixels.float()
     pixels = functional.resize(pixels, list(size), interpolation=InterpolationMode("{interpolation}"), antialias=True)
     pixels = pixels.float().round().clamp(0, largest)
 {crop}    mean, std = torch.tensor({mean}), torch.tensor({std})
-    return (pixels - mean[:, None, None] * largest) / (std[:, None, None] * largest)
+    return {result}
 """
+_GIVEN = "(channels, height, width) uint8 or uint16, upright and without alpha"
+_RESULT = "(pixels - mean[:, None, None] * largest) / (std[:, None, None] * largest)"
 _VALUES = """\
 import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -73,6 +75,8 @@ def prepare(values):
 def input_code(loaded: LoadedModel) -> str:
     """Return Python code that defines `prepare(pixels)`: exactly the crop and the normalization of an evaluation.
 
+    For a model of clips, its argument are the frames of a clip.
+
     With `data.scale`, its argument are the stored values.
     """
     data = loaded.config.data
@@ -85,10 +89,17 @@ def input_code(loaded: LoadedModel) -> str:
     else:
         tall, wide = int(height / data.crop_pct), int(width / data.crop_pct)
         size, crop = _CENTER.format(tall=tall, wide=wide), _CROP.format(**sides)
-    values = ValueRange.of(data, loaded.mean)
+    values, channels = ValueRange.of(data, loaded.mean), loaded.config.model.in_channels
+    words = {"given": _GIVEN, "result": _RESULT, "shape": f"({channels}, {height}, {width})"}
+    if data.frames:
+        words = {
+            "given": f"({data.frames} frames, channels, height, width) uint8, upright",
+            "result": f"({_RESULT}).transpose(0, 1)",
+            "shape": f"({channels}, {data.frames}, {height}, {width})",
+        }
     return (_CODE if values is None else _VALUES).format(
         **({} if values is None else _range(values)),
-        shape=f"({loaded.config.model.in_channels}, {height}, {width})",
+        **words,
         size=size,
         crop=crop,
         interpolation=data.augment.interpolation,

@@ -19,8 +19,8 @@ from swinv2_train.config.paths import user_path
 from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
 from swinv2_train.interop.card_data import dataset_card, role_in_training
+from swinv2_train.interop.export_facts import clip_facts
 from swinv2_train.interop.input_code import input_code
-from swinv2_train.interop.metadata import CLIP_KEYS
 from swinv2_train.interop.model_rows import Rows, listed, model_rows
 from swinv2_train.interop.onnx import LEVELS
 from swinv2_train.interop.peers import version_of
@@ -117,15 +117,24 @@ def model_card(
     ]
     title = as_markdown(trained.run.name if trained else loaded.config.model.name)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections if text)
-    return redact(f"{_front_matter(layout, compared.output)}# {title}\n\n{_summary(loaded)}\n\n{body}\n")
+    return redact(
+        f"{_front_matter(layout, compared.output, compared.input.noun)}# {title}\n\n{_summary(loaded)}\n\n{body}\n"
+    )
 
 
-def _front_matter(layout: str, output: str) -> str:
-    """Return the header that model hubs read."""
+def _front_matter(layout: str, output: str, noun: str) -> str:
+    """Return the header that model hubs read.
+
+    Args:
+        output: a value of `TaskConfig.OUTPUT`.
+        noun: image or clip.
+    """
     lines = [f"library_name: {_LIBRARIES[layout]}"] if layout in _LIBRARIES else []
     task = _PIPELINES.get(output, "image-feature-extraction")
     if output == DETECTIONS and layout != OWN:  # a program without the heads
         task = "image-feature-extraction"
+    if noun == "clip":
+        task = "video-classification" if output == LOGITS else "feature-extraction"
     lines += [f"pipeline_tag: {task}", "tags:", "- swinv2", f"- {task}"]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
@@ -143,7 +152,9 @@ def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Ro
     """
     data = loaded.config.data
     # Gray and color images of any file may have an alpha channel, others only if those of the training have.
-    may_be_transparent = loaded.config.model.in_channels in (1, 3) or (card is not None and card.alpha > 0)
+    may_be_transparent = not data.frames and (
+        loaded.config.model.in_channels in (1, 3) or (card is not None and card.alpha > 0)
+    )
     height, width = resolution(loaded.config)
     if data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
@@ -158,8 +169,11 @@ def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Ro
         nodata = "" if data.nodata is None else f", nodata {data.nodata}"
         range_text = f"{pairs} becomes 0 to 1, clipped; missing pixels (NaN{nodata}) become {data.fill}"
     largest = " or ".join(f"{2**bits - 1} ({bits} bits)" for bits in check.bits)
+    size = f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"
+    if data.frames:
+        size += f", {data.frames} frames at stride {data.frame_stride}"
     return [
-        ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
+        ("size", size),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
         *([("evaluated with", own)] if (own := loaded.config.task.preparation(loaded.config)) else []),
         *([("transparency", _transparency(data.background))] if may_be_transparent else []),
@@ -285,7 +299,7 @@ def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict
     """Return the record of an evaluation's input in results.json: all inputs other than weights and data."""
     data, model = config.data, config.model
     clips = {key: getattr(model, key) for key in CLIP_MODEL_KEYS} if model.temporal_patch else {}
-    clips |= {key: getattr(data, key) for key in CLIP_KEYS} if data.frames else {}
+    clips |= clip_facts(config)
     crop = {} if config.task.SIZES_DIFFER else {key: getattr(data, key) for key in _CROP}  # entire images
     return {
         "resolution": list(resolution(config)),
@@ -328,19 +342,21 @@ def _number(value: Any) -> str:
 
 
 def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: Sequence[str]) -> Rows:
+    inputs = counted(compared.images, compared.input.noun)
     rows = [
         ("format", layout),
         ("made from", f"{loaded.source.path.name} ({loaded.source.format})"),
         ("made with", ", ".join(map(version_of, ("swinv2-train", "torch")))),
         (
             "checked with",
-            f"{compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} {compared.apart} "
+            f"{compared.by}: on {inputs} the {compared.outputs} {compared.apart} "
             f"those of the original model (the largest is {compared.largest:.3g})",
         ),
         ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.outputs)),
     ]
     if compared.rounding is not None:
-        moved = f"moved the {compared.outputs} by at most {compared.rounding:.2g} on those images; compared separately"
+        on = f"on those {compared.input.noun}s; compared separately"
+        moved = f"moved the {compared.outputs} by at most {compared.rounding:.2g} {on}"
         rows.append(("rounding of the weights", moved))
     rows += [("note", note) for note in notes]
     return rows
@@ -351,7 +367,8 @@ def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) ->
     output = {FEATURES: "features", DETECTIONS: ", ".join(LEVELS)}.get(compared.output, "logits")
     listed = output if compared.output == DETECTIONS else f"({output},)"
     name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
-    shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
+    frames = [loaded.config.data.frames] if loaded.config.data.frames else []
+    shape = ", ".join(map(str, (loaded.config.model.in_channels, *frames, *resolution(loaded.config))))
     code = {
         "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model'
         + _OWN_CODE.get(compared.output, ""),

@@ -65,7 +65,7 @@ def _clip_rows(config: Config) -> Rows:
     earlier = [("windows in time of the training", listed(before))] if before != own else []
     return [
         ("frames per patch", str(model.temporal_patch)),
-        ("clip", f"{config.data.frames} frames, every {config.data.frame_stride} of the video"),
+        ("clip", f"{config.data.frames} frames at stride {config.data.frame_stride}"),
         ("windows in time per stage", listed(own)),
         *earlier,
     ]

@@ -1,10 +1,11 @@
-"""Programs without Python: ONNX and `torch.export`, for one resolution and any number of images.
+"""Programs without Python: ONNX and `torch.export`, for one resolution and any number of images or clips.
 
 The position bias depends only on the window, so its tables are computed once and exported as constants, as the paper
 does for inference (section 3.3). The network that generates them is not exported. Attention uses basic operations that
 every runtime supports.
 
-Input `images`: (batch, channels, height, width) float32, normalized by the model's mean and standard deviation. Output:
+Input `images`: (batch, channels, height, width) float32, normalized by the model's mean and standard deviation; of a
+model of clips (batch, channels, frames, height, width), with a fixed number of frames. Output:
 `logits` (batch, classes) of a classifier or (batch, classes, height, width) of a segmenter; `p2` to `p6` of a detector,
 the levels of its feature pyramid, (batch, channels, height / 4, width / 4) and so on down to / 64; or `features`
 (batch, 8C), the mean over the last stage's tokens, for a model without a head.
@@ -59,8 +60,11 @@ class Inference(nn.Module):
         return (FEATURES if self.output == FEATURES else LOGITS,)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the logits of images (B, in_channels, H, W), (B, num_classes) or (B, num_classes, H, W); the levels of
-        a detector, each (B, channels, H_i, W_i); or the features (B, 8C)."""
+        """Return the outputs for images (B, in_channels, H, W), or clips (B, in_channels, T, H, W).
+
+        They are logits, (B, num_classes) or (B, num_classes, H, W); the levels of a detector, each
+        (B, channels, H_i, W_i); or the features (B, 8C).
+        """
         if self.output == DETECTIONS:
             return tuple(self.model.levels(images))
         if self.output == PIXEL_LOGITS:

@@ -1,4 +1,4 @@
-"""Prediction of image files: what `swinv2-predict` asks of a task, and what it gets for every file. Torch-free."""
+"""Prediction of files: what `swinv2-predict` asks of a task, and what it gets for every file. Torch-free."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class Prediction:
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("image", "rank", "class_number", "class", "probability")
     """Titles of the CSV table."""
+    NOUN: ClassVar[str] = "image"
+    """What a file is, in messages and on sheets."""
+    TITLES: ClassVar[tuple[str, ...]] = ("image",)
+    """Titles of the first columns on the terminal; ranks follow."""
     EMPTY: ClassVar[str] = ""
     """Text in place of the classes of an image that has none."""
 
@@ -39,6 +43,11 @@ class Prediction:
     """Number, name, and probability or share of the most likely or largest classes, best first."""
     picture: Image.Image | None = field(default=None, compare=False)
     """Picture for the sheet, if it was requested."""
+
+    @classmethod
+    def columns(cls, found: Sequence[Any]) -> tuple[str, ...]:
+        """Return the titles of the CSV table of predictions of this kind."""
+        return cls.COLUMNS
 
     def rows(self) -> list[tuple[Any, ...]]:
         """Return its lines of the CSV table."""
@@ -55,6 +64,10 @@ class Prediction:
     def summary(self, top: int) -> list[str]:
         """Return the first classes for a line on the terminal."""
         return [f"{name} {share:.1%}" for _, name, share in self.classes[:top]] or [self.EMPTY]
+
+    def lines(self, top: int) -> list[tuple[str, ...]]:
+        """Return its lines on the terminal."""
+        return [(str(self.path), *self.summary(top))]
 
     def bars(self, top: int) -> list[tuple[str, float]]:
         """Return the first classes for a sheet, each with the length of its bar, a fraction."""
@@ -90,7 +103,7 @@ class PredictOptions:
     top: int = 5
     """Classes per image in tables and on the sheet."""
     batch: int | None = None
-    """Images or windows in one forward pass; None: the task's own number."""
+    """Images, windows, or clips in one forward pass; None: the task's own number."""
     pictures: int = 0
     """Number of images, from the first, whose predictions need a picture."""
     files: Mapping[Path, Path] | None = None
@@ -117,7 +130,7 @@ class FinishedModel:
 
 
 class Predictor(abc.ABC):
-    """Prediction of image files by the model of a task."""
+    """Prediction of files by the model of a task."""
 
     PREDICTION: ClassVar[type[Prediction]] = Prediction
 
@@ -164,7 +177,7 @@ class Predictor(abc.ABC):
 
 
 class ImagePredictor(Predictor):
-    """Prediction of image files one by one."""
+    """Prediction of files one by one."""
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:
         pictures = 0
@@ -175,7 +188,7 @@ class ImagePredictor(Predictor):
                 yield found
             except BrokenSample as error:
                 yield Unreadable(path, str(error))
-            self.progress("images", number, len(paths))
+            self.progress(f"{self.PREDICTION.NOUN}s", number, len(paths))
 
     @abc.abstractmethod
     def predict_image(self, path: Path, *, wanted: bool) -> Prediction:

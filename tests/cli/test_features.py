@@ -104,7 +104,7 @@ def test_attention_of_images(folder: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("command", "items", "message"),
     [
-        (main, ["{model}", "a.npz"], "DATA (or data=) is missing: image files, folders, and patterns"),
+        (main, ["{model}", "a.npz"], "DATA (or data=) is missing: image or video files, folders, and patterns"),
         (main, ["{model}", "{images}", "a.csv"], "a.csv: the name of the output must end in .npz or .parquet"),
         (main, ["{model}", "{images}", "nowhere/a.npz"], "nowhere is not a directory"),
         (main, ["{model}", "{images}", "{shards}", "a.npz"], "{shards} is shards and {images} is not"),
@@ -200,8 +200,8 @@ def test_no_file_of_the_user_is_replaced_or_removed(
     before = contents(tmp_path)
     for items, message in (
         ((a, b, c), f"{c} exists and is not a table of features"),
-        ((images, tmp_path / "o.npz", f"sheet={first}"), f"{first} is one of the images and would be overwritten"),
-        ((first, tmp_path / "o.npz", f"sheet={first}"), f"{first} is one of the images and would be overwritten"),
+        ((images, tmp_path / "o.npz", f"sheet={first}"), f"{first} is one of the inputs and would be overwritten"),
+        ((first, tmp_path / "o.npz", f"sheet={first}"), f"{first} is one of the inputs and would be overwritten"),
         ((images, tmp_path / "d.npz"), f"{foreign} holds files that are not parts of a table, such as mine.txt"),
         ((images, tmp_path / "e.npz"), "e.npz.parts is a file"),
         ((images, tmp_path / "o.npz", f"sheet={images}.png/x.png"), f"{images}.png is not a directory"),

@@ -56,7 +56,7 @@ def test_further_pages_do_not_replace_images_or_folders(entries: list[Entry], tm
     inputs = [tmp_path / f"{name}.png" for name in ("a", "b", "sheet-2")]
     targets = {"csv": [], "jsonl": [], "sheet": [tmp_path / "sheet.png"]}
     assert page_paths(targets["sheet"][0], 3, 20) == [tmp_path / "sheet.png", tmp_path / "sheet-2.png"]
-    with pytest.raises(ConfigError, match=r"sheet-2\.png is one of the images and would be overwritten"):
+    with pytest.raises(ConfigError, match=r"sheet-2\.png is one of the inputs and would be overwritten"):
         Targets(targets, MOST_PAGES).check(inputs)
     Targets(targets, 1).check(inputs)
     (tmp_path / "sheet-2.png").mkdir()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,7 +37,9 @@ class VideoConfig(ClassificationConfig):
     CLIPS = ALWAYS
     TITLE = "video classification"
     PURPOSE = "for video classification"
-    FREE = ("module", "views")
+    FREE = ("module", "views", "hop")
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {"hop": "hop"}
+    PREDICT_FOLDERS: ClassVar[dict[str, tuple[str, ...]]] = {"strips": (".jpg",)}
 
     name: str = "video"
     """Name of the task."""
@@ -53,6 +57,9 @@ class VideoConfig(ClassificationConfig):
     Clips are spread over the video. Crops are spread along the longer side of the frame, whose shorter side is
     `data.resolution / data.crop_pct`; a single one is the center.
     """
+
+    hop: float = 0.0
+    """Seconds from the start of a window to that of the next one in swinv2-predict; 0: half the span of a clip."""
 
     @property
     def view_counts(self) -> tuple[int, int]:
@@ -81,14 +88,21 @@ class VideoConfig(ClassificationConfig):
         return (*names[:after], CLIP_TOP1, *names[after:])
 
     def validate(self, config: Config) -> None:
-        """Check what classification checks, dropout, and views."""
+        """Check what classification checks, dropout, views, and the hop."""
         super().validate(config)
+        self.check_prediction()
         if not 0 <= self.dropout < 1:
             fix = f"must be a fraction from 0 to below 1{percent(self.dropout)}"
             raise ConfigError("task.dropout", self.dropout, fix)
         if self.view_counts[1] > 1 and config.data.crop_mode != "center":
             hint = f"several crops need data.crop_mode=center, not {config.data.crop_mode}"
             raise ConfigError("task.views", self.views, hint)
+
+    def check_prediction(self, given: Mapping[str, Any] | None = None) -> None:
+        """Check the views and the hop of finished weights, see `TaskConfig.check_prediction`."""
+        _ = self.view_counts
+        if not 0 <= self.hop < math.inf:
+            raise ConfigError("task.hop", self.hop, "must be a number of seconds of at least 0")
 
     def describe(self, config: Config) -> Description:
         """Return clips, classes, and augmentation, and the parameters with the linear head."""

@@ -26,6 +26,7 @@ from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_sums, correct_samples
 from swinv2_train.tasks.pictures import prediction_sheet
 from swinv2_train.tasks.task import sample_seeds
+from swinv2_train.tasks.video.predictor import VideoPredictor
 from swinv2_train.tasks.video.transform import VideoTransform
 from swinv2_train.tracking.figures import film_strip
 
@@ -38,6 +39,7 @@ _CLIP, _VIEWS = 5, 6
 class Video(Classification):
     """The task of video classification; for arguments see `Classification`."""
 
+    PREDICTOR = VideoPredictor
     task: VideoConfig
 
     def transform(self, *, training: bool) -> Transform:
