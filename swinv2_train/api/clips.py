@@ -33,17 +33,14 @@ def clip_of(video: Any, config: Config) -> Tensor:
     if isinstance(video, Sample):
         return center_clip(video.video, size, data)
     if isinstance(video, (str, Path, bytes)):
-        try:
-            source = video if isinstance(video, bytes) else user_path(video)
-            return center_clip(Video.of(source, data.max_pixels), size, data)
-        except OSError as error:
-            raise BrokenSample(f"it cannot be read ({error.strerror})") from error
+        source = video if isinstance(video, bytes) else user_path(video)
+        return center_clip(Video.of(source, data.max_pixels), size, data)
     frames = _frames(video)
     if frames.shape[1] != data.frames:
         (numbers,) = test_clips(frames.shape[1], data.frames, data.frame_stride, 1)
         frames = frames[:, numbers]
     crops = FixedCrops.of((frames.shape[-2], frames.shape[-1]), size, data)
-    (clip,) = crops.views(crops.scaled(frames))
+    (clip,) = crops.views(crops.scaled(frames.transpose(0, 1)).transpose(0, 1))
     return clip
 
 

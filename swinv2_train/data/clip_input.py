@@ -43,7 +43,7 @@ def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts:
     crops = FixedCrops.of(video.size, size, data, number)
     views = []
     for numbers in test_clips(video.facts.frames, data.frames, data.frame_stride, clips):
-        views += crops.views(crops.read(video, numbers))
+        views += crops.views(video.frames(numbers, crops.scaled))
     return torch.stack(views)
 
 
@@ -54,7 +54,7 @@ def center_clip(video: Video, size: tuple[int, int], data: DataConfig) -> Tensor
     """
     (numbers,) = test_clips(video.facts.frames, data.frames, data.frame_stride, 1)
     crops = FixedCrops.of(video.size, size, data)
-    (view,) = crops.views(crops.read(video, numbers))
+    (view,) = crops.views(video.frames(numbers, crops.scaled))
     return view
 
 
@@ -71,25 +71,16 @@ class FixedCrops:
         """Return the crops of frames of a size `source`. Raises ConfigError for an unknown `data.crop_mode`."""
         return cls(view_crops(source, size, data.crop_pct, data.crop_mode, number), data.augment.interpolation)
 
-    def read(self, video: Video, numbers: list[int]) -> Tensor:
-        """Decode frames and resize each once for all crops: (3, T, h, w). Only one has its full size in memory."""
-        return video.frames(numbers, self._resized)
-
-    def scaled(self, clip: Tensor) -> Tensor:
-        """Resize frames once for all crops: (3, T, H, W) -> (3, T, h, w)."""
-        # torch resizes T images of 3 channels faster than 3 of T.
-        return self._resized(clip.transpose(0, 1)).transpose(0, 1)
+    def scaled(self, frames: Tensor) -> Tensor:
+        """Resize frames once for all crops: (..., 3, H, W) -> (..., 3, h, w)."""
+        entire = replace(self.crops[0], size=self.crops[0].scaled, corner=(0, 0))
+        return entire.image(frames, self.interpolation)
 
     def views(self, scaled: Tensor) -> list[Tensor]:
-        """Return the crops of frames that `scaled` has returned, each (3, T, *size)."""
+        """Return the crops of a clip of scaled frames (3, T, h, w), each (3, T, *size)."""
         height, width = self.crops[0].size
         corners = [crop.corner for crop in self.crops]
         return [scaled[..., top : top + height, left : left + width] for top, left in corners]
-
-    def _resized(self, frames: Tensor) -> Tensor:
-        """(..., 3, H, W) -> (..., 3, h, w)."""
-        entire = replace(self.crops[0], size=self.crops[0].scaled, corner=(0, 0))
-        return entire.image(frames, self.interpolation)
 
 
 def view_crops(

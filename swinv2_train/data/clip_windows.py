@@ -83,7 +83,7 @@ class ClipWindows:
         for number, image in self._video.each(number for number, _ in groupby(needed)):
             if number in others:
                 yield -1, image
-            held[number] = crops.scaled(image[:, None])[:, 0]
+            held[number] = crops.scaled(image)
             self.most_held = max(self.most_held, len(held))
             while number >= max(numbers):
                 yield window, torch.stack([held[one] for one in numbers], dim=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_files import extension
 from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.data.samples import IMAGE
+from swinv2_train.data.samples import IMAGE, VIDEO
 
 
 class FileSet:
@@ -31,17 +31,19 @@ class FileSet:
         return self.key(index)
 
     def read(self, index: int, members: Sequence[str] = (IMAGE,)) -> RawSample:
-        """Return a file as the sample with the only member `image` or `video`.
+        """Return a file as the sample with the only member `image`; a video is only named, because it may be long.
 
         Raises:
             BrokenSample: if it cannot be read.
         """
         path = self.files[index]
+        if self.kind == VIDEO:
+            return RawSample(str(path), extension(path.name), {}, VIDEO, path)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise BrokenSample(f"it cannot be read ({error.strerror})") from error
-        return RawSample(str(path), extension(path.name), {self.kind: data}, self.kind)
+        return RawSample(str(path), extension(path.name), {IMAGE: data})
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import BrokenSample
@@ -26,6 +27,8 @@ class RawSample:
     """
     kind: str = IMAGE
     """Name of the main member."""
+    file: Path | None = None
+    """File of a video that is read as it is decoded; then the video is not among the members."""
 
     def member(self, name: str) -> bytes:
         """Return the bytes of a member. Raises BrokenSample if the sample has none of this name."""

@@ -113,6 +113,8 @@ class Sample:
 
         Shards of other programs have no `frames.json`: the video's packets are read instead.
         """
+        if self.raw.file is not None:
+            return Video.of(self.raw.file, self._decoding.max_pixels)
         self.data(VIDEO)
         if VIDEO_FACTS not in self.raw.members and (self._declared is None or VIDEO_FACTS in self._declared):
             return Video.of(self.data(VIDEO), self._decoding.max_pixels)

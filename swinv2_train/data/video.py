@@ -63,8 +63,11 @@ class Video:
 
     @classmethod
     def of(cls, source: Source, max_pixels: int = MAX_PIXELS) -> Video:
-        """Return a video with its facts from `probe`. Raises BrokenSample."""
-        return cls(source, probe(source, max_pixels), max_pixels)
+        """Return a video with its facts from `probe`. Raises BrokenSample, also if the file cannot be read."""
+        try:
+            return cls(source, probe(source, max_pixels), max_pixels)
+        except OSError as error:
+            raise BrokenSample(f"it cannot be read ({error.strerror})") from error
 
     @property
     def size(self) -> tuple[int, int]:

@@ -39,8 +39,6 @@ def encoded_videos(paths: Sequence[Path], loaded: LoadedModel) -> list[Tensor]:
             found.append(video.frames(numbers).transpose(0, 1).contiguous())
         except BrokenSample as error:
             raise DataError(f"{path}: {error}") from error
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror})") from error
     return found
 
 
@@ -62,5 +60,5 @@ def prepared_clips(loaded: LoadedModel, clips: Sequence[Tensor]) -> Tensor:
     config, found = loaded.config, []
     for clip in clips:
         crops = FixedCrops.of((clip.shape[-2], clip.shape[-1]), resolution(config), config.data)
-        found += crops.views(crops.scaled(clip.transpose(0, 1)))
+        found += crops.views(crops.scaled(clip).transpose(0, 1))
     return normalise_clips(torch.stack(found), loaded.mean, loaded.std)

@@ -57,6 +57,7 @@ onnxruntime has its own kernels, which round differently; the others run the sam
 """
 _PEERS = {TIMM: ("timm",), HUGGINGFACE: ("transformers",), ONNX: ("onnxruntime", "onnx"), OWN: ("swinv2-train",)}
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_STORED = "the model takes stored values of any type (data.scale)"
 _BATCHES = (1, 2, 5)
 """Batch sizes that a program is tested with, because it is traced with one and must accept any."""
 _WHOLE = 2
@@ -161,16 +162,9 @@ def export(
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be created ({remedied(error)})") from error
     check_room(out, (tuple(tensor.shape) for _, tensor in named_state(loaded.model)), dtype)
-    clips = bool(loaded.config.data.frames)
-    if clips and bits:
-        raise ConfigError("bits", bits, "videos are decoded to 8 bits: leave --bits out")
-    recorded = [8] if clips else recorded_bits(loaded)
-    scaled = loaded.config.data.scale is not None
-    if scaled and bits:
-        raise ConfigError("bits", bits, "the model takes stored values of any type (data.scale): leave --bits out")
-    depths = [] if scaled else [bits] if bits else recorded or [8]
+    depths = _depths(loaded, bits)
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
-    pixels, images = _inputs(loaded, pictures or (), depths)
+    pixels, images = _inputs(loaded, pictures or (), [8] if depths is None else depths)
     encoded = len(images)
     if encoded < count:
         images = torch.cat([images, made_images(loaded, count - encoded)])
@@ -181,7 +175,7 @@ def export(
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
-        _write(_Job(loaded, inference, partial, dtype, weights, images, depths), layout)
+        _write(_Job(loaded, inference, partial, dtype, weights, images, [8] if depths is None else depths), layout)
         computed = _loaded_back(partial, layout, images)
         compared = Comparison(
             by=", ".join(map(peers.version_of, _PEERS.get(layout, ("torch",)))),
@@ -193,7 +187,7 @@ def export(
             parameters=parameters,
             input=check_input(loaded, partial, layout, pixels, images[:encoded], expected[:encoded]),
         )
-        notes = _notes(loaded, layout, compared, depths if scaled or bits or recorded else None)
+        notes = _notes(loaded, layout, compared, depths)
         card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared, notes=notes)
         (partial / "README.md").write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
@@ -207,6 +201,20 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(out, files, compared, notes)
+
+
+def _depths(loaded: LoadedModel, bits: int | None) -> list[int] | None:
+    """Return the bit depths of the images that a model is for: none of stored values; None if nothing records them.
+
+    Raises:
+        ConfigError: if `bits` contradicts the model.
+    """
+    for key, found, what in (("frames", [8], "videos are decoded to 8 bits"), ("scale", [], _STORED)):
+        if getattr(loaded.config.data, key):
+            if bits:
+                raise ConfigError("bits", bits, f"{what}: leave --bits out")
+            return found
+    return [bits] if bits else recorded_bits(loaded)
 
 
 def _inputs(

@@ -54,7 +54,7 @@ class InputCheck:
     """Differences in the processor's algorithm; empty if the inputs agree."""
 
     noun: str = "image"
-    """What an input is: image or clip."""
+    """Name of one input: image or clip."""
     stored: bool = False
     """True if the images are stored values of any type (`data.scale`), which are checked as float32."""
 

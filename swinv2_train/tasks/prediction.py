@@ -32,7 +32,7 @@ class Prediction:
     COLUMNS: ClassVar[tuple[str, ...]] = ("image", "rank", "class_number", "class", "probability")
     """Titles of the CSV table."""
     NOUN: ClassVar[str] = "image"
-    """What a file is, in messages and on sheets."""
+    """Name of one file, in messages and on sheets."""
     TITLES: ClassVar[tuple[str, ...]] = ("image",)
     """Titles of the first columns on the terminal; ranks follow."""
     EMPTY: ClassVar[str] = ""

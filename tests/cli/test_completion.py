@@ -132,7 +132,7 @@ def test_paths(offered: Offered) -> None:
     assert offered("swinv2-train data.shards=shards/t") == ["data.shards=shards/train-0.tar"]
     assert offered("swinv2-train data.shards=https://host/") == []
     assert offered("swinv2-train data.cache_dir=.h") == ["data.cache_dir=.hidden"]
-    assert offered("swinv2-data pack sh") == ["shards/"]
+    assert offered("swinv2-data pack sh") == ["short_side=", "shards/"]
 
 
 def test_a_shell_that_parts_words_at_equal_signs_gets_the_last_part(offered: Offered) -> None:

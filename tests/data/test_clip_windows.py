@@ -73,7 +73,7 @@ def test_crops_of_a_window_are_the_views_of_an_evaluation() -> None:
     video, data = Video.of(film(30, size=(40, 64))), DataConfig(crop_pct=0.9, frames=4, frame_stride=2)
     crops = FixedCrops.of(video.size, (32, 32), data, 3)
     ((_, clip),) = ClipWindows(video, [11], 4, 2).each(crops)
-    views = crops.views(crops.scaled(video.frames([11, 13, 15, 17])))
+    views = crops.views(video.frames([11, 13, 15, 17], crops.scaled))
     assert [view.shape for view in views] == [(3, 4, 32, 32)] * 3
     for view, other in zip(crops.views(clip), views, strict=True):
         assert torch.equal(view, other)

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import CPB_HIDDEN
 from swinv2_train.interop import onnx
+from swinv2_train.interop.clips import encoded_videos
 from swinv2_train.interop.export import export
 from swinv2_train.interop.load import load_model
+from tests.data.filmed import film
+from tests.evaluated import clip_classifier
 from tests.interop.made import CLASSES, write_model
 
 pytestmark = pytest.mark.slow
@@ -114,3 +118,38 @@ def test_fixed_tables_change_nothing(tmp_path: Path, variant: dict[str, Any]) ->
     assert len([name for name in names if name.endswith("fixed_table")]) == sum(loaded.config.model.depths)
     for absent in ("cpb_mlp", "relative_position_bias_table", "decoder", "mask_token"):
         assert not [name for name in names if absent in name]
+
+
+def test_programs_of_clips(tmp_path: Path) -> None:
+    """With windows that are shifted and padded along time."""
+    path = clip_classifier(tmp_path / "clips.safetensors", ["left", "right", "down"])
+    done = export(
+        load_model(path), tmp_path / "onnx", "onnx", pictures=encoded_videos([_film(tmp_path)], load_model(path))
+    )
+    assert done.compared.difference < 1e-5
+    assert done.compared.input.images == 3  # the video, and two synthetic clips
+    clips = [torch.randn(count, 3, 8, 32, 32, generator=torch.Generator().manual_seed(count)) for count in (1, 3)]
+    model = load_model(path).model
+    for batch, computed in zip(clips, onnx.run_onnx(tmp_path / "onnx" / "model.onnx", clips), strict=True):
+        with torch.no_grad():
+            assert (computed - model(batch)).abs().max() < 1e-5
+    import onnx as onnx_format
+
+    written = onnx_format.load(tmp_path / "onnx" / "model.onnx")
+    facts = {entry.key: entry.value for entry in written.metadata_props}
+    assert (facts["frames"], facts["frame_stride"]) == ("8", "2")
+    dims = written.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims[1:]] == [3, 8, 32, 32]
+    card = (tmp_path / "onnx" / "README.md").read_text()
+    assert "pipeline_tag: video-classification" in card
+    assert "`images`: (batch, 3, 8, 32, 32) float32" in card
+    with pytest.raises(ConfigError, match="videos are decoded to 8 bits"):
+        export(load_model(path), tmp_path / "other", "torch-export", bits=16)
+    with pytest.raises(ConfigError, match=r"model\.temporal_patch=2: the layout of timm does not support it"):
+        export(load_model(path), tmp_path / "other", "timm")
+
+
+def _film(folder: Path) -> Path:
+    path = folder / "a.mp4"
+    path.write_bytes(film(30, size=(40, 56)))
+    return path

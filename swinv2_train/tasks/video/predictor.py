@@ -25,7 +25,6 @@ from swinv2_train.config.tasks import VideoConfig
 from swinv2_train.data.augment import normalise_clips
 from swinv2_train.data.clip_input import FixedCrops
 from swinv2_train.data.clip_windows import ClipWindows, window_starts
-from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.video import Video
 from swinv2_train.tasks.prediction import ImagePredictor, Prediction
 from swinv2_train.tracking.charts import Series
@@ -190,7 +189,7 @@ class VideoPredictor(ImagePredictor):
         config, task = self.model.config, self.model.config.task
         assert isinstance(task, VideoConfig)
         data, names = config.data, self.model.names
-        video = _opened(path, data.max_pixels)
+        video = Video.of(path, data.max_pixels)
         times, total, span = video.facts.times, video.facts.frames, data.frames * data.frame_stride
         starts = window_starts(times, span, task.hop or None)
         drawn = wanted or self.options.files is not None
@@ -234,14 +233,6 @@ class VideoPredictor(ImagePredictor):
                 raise FloatingPointError("the outputs of the model are not finite")
             found.append(logits.sigmoid() if self.model.config.task.multi_label else logits.softmax(dim=1))
         return torch.stack(found).mean(dim=0)
-
-
-def _opened(path: Path, max_pixels: int) -> Video:
-    """Open a video file. Raises BrokenSample."""
-    try:
-        return Video.of(path, max_pixels)
-    except OSError as error:
-        raise BrokenSample(f"it cannot be read ({error.strerror})") from error
 
 
 def _middles(times: np.ndarray, seconds: float) -> list[int]:

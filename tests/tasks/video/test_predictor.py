@@ -94,7 +94,7 @@ def test_every_window_is_the_clip_at_its_time(place: Path, batch: int) -> None:
     crops = FixedCrops.of(sample.video.size, (32, 32), found.config.data)
     expected = []
     for start in starts:
-        (view,) = crops.views(crops.scaled(sample.video.frames(clip_numbers(61, 8, 2, start))))
+        (view,) = crops.views(sample.video.frames(clip_numbers(61, 8, 2, start), crops.scaled))
         with torch.no_grad():
             expected.append(found.model(normalise_clips(view[None], found.mean, found.std)).softmax(dim=1)[0])
     shares, numbers = torch.stack(expected).topk(2)
