@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_every_video_has_windows_averages_and_a_strip(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_views_test_windows_and_sizes_of_an_evaluation(place: Path, tmp_path: Path) -> None:
     """Of a window along time as well; the position bias keeps the windows of the training."""
     options = ("views=2x3", "test_window=6", "data.resolution=48", "model.temporal_window=2", "workers=0", "batch=6")
@@ -75,6 +76,7 @@ def test_views_that_cannot_be_are_one_sentence(
     assert message.count("\n") == 0
 
 
+@pytest.mark.slow
 def test_features_of_videos_are_those_of_the_center_clip(place: Path, tmp_path: Path) -> None:
     (place / "videos" / "text.mp4").write_text("not a video")
     files, shards = tmp_path / "files.npz", tmp_path / "shards.npz"

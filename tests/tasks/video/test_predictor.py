@@ -133,6 +133,7 @@ def test_a_damaged_frame_in_the_middle_names_the_file(place: Path, tmp_path: Pat
     assert isinstance(other, VideoPrediction)
 
 
+@pytest.mark.slow
 def test_strips_and_pictures_are_drawn_where_they_are_wanted(place: Path, tmp_path: Path) -> None:
     from PIL import Image
 

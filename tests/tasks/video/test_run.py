@@ -132,12 +132,15 @@ def test_any_number_of_ranks_evaluates_the_same_videos(run: Path, shards: Path) 
 @pytest.mark.slow
 def test_other_views_and_windows_of_finished_weights(run: Path, shards: Path) -> None:
     changes = ("task.views=1x1", "data.crop_pct=0.875", "model.temporal_window=4", "data.frames=12")
+    changes = (*changes, "test_window=8", "data.resolution=64")
     options = EvalOptions(str(run), f"{shards}/eval-*.tar", overrides=changes, workers=0, batch=2)
     (found,) = on_ranks(1, lambda ranks: evaluate(options, ranks))
     assert found.metrics["samples"] == 5
     assert found.metrics["clip_top1"] == found.metrics["top1"]
+    assert found.config.model.pretrained_temporal_window == [2, 2, 2, 2]
+    assert found.figure is not None
     assert found.config.task.preparation(found.config) == (
-        "1 clip of 12 frames at stride 1, 1 crop of 32x32 pixels (0.875 of the shorter side)"
+        "1 clip of 12 frames at stride 1, 1 crop of 64x64 pixels (0.875 of the shorter side)"
     )
 
 
