@@ -80,7 +80,13 @@ def test_annotations_become_objects_with_contiguous_categories(tmp_path: Path, i
     assert again == shards.card
     assert dict(again.rows())["category 1, cat"] == "2 objects in 2 images"
     assert "objects" not in Card().to_json()
-    for change in ({"crowd": -1}, {"objects": {"0": "x"}}, {"categories": [{"id": 1}]}, {"masks": None}, {"largest_image": 3}):
+    for change in (
+        {"crowd": -1},
+        {"objects": {"0": "x"}},
+        {"categories": [{"id": 1}]},
+        {"masks": None},
+        {"largest_image": 3},
+    ):
         damaged = again.to_json()
         damaged["objects"] |= change
         with pytest.raises(ValueError, match=r"^objects cannot be read"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +24,6 @@ from swinv2_train.models.detection.mask_heads import MaskHead
 from swinv2_train.models.detection.pooler import BoxFeatures
 from swinv2_train.models.detection.proposals import ProposalNetwork
 from swinv2_train.models.detection.pyramid import BoxPyramid
-from swinv2_train.models.detection.roi_align import RepeatableRoiAlign
 from swinv2_train.models.detection.roi_heads import RoiHeads, Step
 from swinv2_train.models.detection.semantic import SemanticBranch
 from swinv2_train.models.drop_path import drop_path_noise
@@ -107,65 +103,6 @@ def test_every_kind_of_image_trains_every_parameter(kind: str) -> None:
         model.zero_grad()
 
 
-PLANTED = [
-    *((f"heads.box_heads.{stage}", output, value) for stage, output, value in
-      ((0, 1, math.nan), (0, 1, math.inf), (0, 1, -math.inf), (0, 0, math.nan), (1, 1, math.nan), (1, 1, math.inf),
-       (1, 0, math.nan), (2, 1, math.nan), (2, 0, -math.inf))),
-    ("heads.mask_heads.0.classes", None, math.nan), ("heads.mask_heads.2.upsampling", None, math.inf),
-    ("rpn.objectness", None, math.nan), ("rpn.offsets", None, math.nan), ("rpn.offsets", None, math.inf),
-    ("pyramid.outputs.1", None, math.nan), ("semantic.embedding", None, math.nan),
-]  # fmt: skip
-"""A part, which of its outputs, or None for the only one, and the number that this is made of."""
-
-
-@contextlib.contextmanager
-def planted(model: Detector, part: str, output: int | None, value: float) -> Iterator[None]:
-    """Multiply an output of a part by a number that is not finite."""
-
-    def multiplied(_: nn.Module, __: Any, found: Any) -> Any:
-        if output is None:
-            return found * value
-        return tuple(each * value if number == output else each for number, each in enumerate(found))
-
-    hook = model.get_submodule(part).register_forward_hook(multiplied)
-    yield
-    hook.remove()
-
-
-@pytest.mark.parametrize("repeatable", [False, True], ids=["torchvision", "as on CUDA"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_numbers_that_are_not_finite_reach_the_loss(
-    kind: str, repeatable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From every part, and also if an image without objects is alone: a step that ended in an error would never reach
-    the guard. `repeatable`: with the gradients of RoIAlign on CUDA, and backward."""
-    if repeatable:
-        monkeypatch.setattr("swinv2_train.models.detection.pooler.roi_align", RepeatableRoiAlign.apply)
-    model = detector(kind, roi_samples=4, rpn_samples=8, proposals=8).train()
-    parts = [each for each in PLANTED if each[0] in dict(model.named_modules())]
-    assert len(parts) == {"mask_rcnn": 9, "cascade": 15, "htc": 16}[kind]
-    for part, output, value in parts[repeatable::2]:
-        with planted(model, part, output, value), torch.set_grad_enabled(repeatable):
-            total = sum(step(model, [scenes()[0], scenes()[4]]).values())
-            assert not total.isfinite(), (part, output, value)
-            if repeatable:
-                total.backward()
-            assert step(model, [scenes()[4]]).keys() == section(kind).terms().keys()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_numbers_that_are_not_finite_end_a_prediction(kind: str) -> None:
-    model = detector(kind, test_proposals=8, max_detections=4).eval()
-    images, sizes, _, _ = inputs(1)
-    for part, output, value in PLANTED:
-        if part in dict(model.named_modules()):
-            with planted(model, part, output, value), torch.no_grad():  # noqa: SIM117
-                with pytest.raises(FloatingPointError, match="^the outputs of the model are not finite$"):
-                    model(images, sizes)
-    with torch.no_grad():
-        assert len(model(images, sizes)) == 1
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_does_not_depend_on_its_neighbors(kind: str) -> None:
     """The terms of a batch are the sums of the terms of its images, and detections are those of each image alone."""
@@ -220,6 +157,30 @@ def test_detections_are_inside_of_their_images(kind: str) -> None:
         assert [len(found.masks) for found in model(images, sizes)] == [0] * 5
         model.heads.task.test_flip = True  # which is merged before scores are compared
         assert [len(found.masks) for found in model(images, sizes)] == [15] * 5
+
+
+def test_soft_suppression_of_a_view_chooses_and_of_an_image_lowers_scores() -> None:
+    """The views of an image are softened together, so in one of them the scores remain."""
+    boxes = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 19], [40, 0, 60, 20], [0, 10, 20, 30]])
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0.3, 0], [0.2, 0]])
+    found = {}
+    for several in (False, True):
+        heads = RoiHeads(section("mask_rcnn", soft_nms=True, nms=0.3, max_detections=3, test_flip=several), 2)
+        found[several] = heads._select(boxes, scores, torch.zeros(4, 2, 4), torch.tensor([30, 60]))
+    assert found[False].scores.tolist() == pytest.approx([0.9, 0.3, 0.2 * (1 - 200 / 600)])
+    assert found[True].scores.tolist() == pytest.approx([0.9, 0.3, 0.2])
+    assert found[False].boxes.tolist() == found[True].boxes.tolist() == boxes[[0, 2, 3]].tolist()
+    heads.task.max_detections = 9
+    every = heads._select(boxes, scores, torch.zeros(4, 2, 4), torch.tensor([30, 60]))
+    assert every.scores.tolist() == pytest.approx([0.9, 0.8, 0.3, 0.2]), "from the highest to the lowest"
+
+
+def test_the_threshold_is_the_lowest_score() -> None:
+    heads = RoiHeads(section("mask_rcnn", score_threshold=0.25), 2)
+    boxes = torch.tensor([[0.0, 0, 20, 20], [40, 0, 60, 20], [20, 0, 40, 20]])
+    scores = torch.tensor([[0.25, 0], [0.2499, 0], [0, 0.75]])
+    found = heads._select(boxes, scores, torch.zeros(3, 2, 4), torch.tensor([30, 60]))
+    assert found.scores.tolist() == [0.75, 0.25]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from swinv2_train.models.detection import roi_align as module
 from swinv2_train.models.detection.roi_align import RepeatableRoiAlign, axis_weights, map_gradient, roi_align
+from tests.models.detection.made import LargestTensor
 
 STRIDE = 4
 
@@ -92,21 +92,11 @@ def test_boxes_that_are_not_finite_have_gradients_that_are_not(value: float) -> 
 def test_memory_does_not_depend_on_the_number_of_boxes() -> None:
     """The largest tensor of the gradient is the same for 64 boxes as for 16, by the operations that run."""
 
-    class Largest(TorchDispatchMode):
-        bytes = 0
-
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-            found = function(*arguments, **(keywords or {}))
-            for each in found if isinstance(found, (list, tuple)) else [found]:
-                if isinstance(each, Tensor) and not each._is_view():
-                    self.bytes = max(self.bytes, each.numel() * each.element_size())
-            return found
-
     sizes = []
     for count in (16, 64):
         rois = torch.tensor([[0.0, 4, 4, 60, 50]]).repeat(count, 1)
         gradient = torch.ones(count, 8, 7, 7)
-        with Largest() as largest:
+        with LargestTensor() as largest:
             map_gradient(gradient, rois, torch.Size([1, 8, 16, 24]), STRIDE)
         sizes.append(largest.bytes)
     assert sizes[0] == sizes[1] == 16 * 7 * 8 * 24 * 4

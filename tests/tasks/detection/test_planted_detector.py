@@ -230,7 +230,7 @@ def held_out(task: Detection) -> Batch:
 VIEWS: dict[str, dict[str, Any]] = {
     "one": {},
     "averaged": {"test_flip": True, "test_scales": [0.5, 1.0, 2.0]},
-    "softened": {"test_flip": True, "test_scales": [0.5, 1.0, 2.0], "soft_nms": True},
+    "softened": {"test_flip": True, "test_scales": [0.5, 1.0], "soft_nms": True},
 }
 
 
