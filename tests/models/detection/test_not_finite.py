@@ -1,4 +1,4 @@
-"""Numbers that are not finite, planted in every part of a detector: training ends in its loss, prediction in an error."""
+"""Numbers that are not finite in any part of a detector: training ends in its loss, prediction in an error."""
 
 from __future__ import annotations
 
