@@ -166,7 +166,7 @@ def checked_objects(raw: RawSample, size: tuple[int, int], num_categories: int |
                 rle_of(mask, size)
             except BrokenSample as error:
                 raise BrokenSample(f"{where}: {error.reason}") from None
-    return ObjectFacts.of(found)
+    return ObjectFacts.of(found, raw.key)
 
 
 class CheckImage:

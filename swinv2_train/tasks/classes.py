@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from swinv2_train.class_lists import difference
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
-from swinv2_train.data.card_objects import differing_id
+from swinv2_train.data.card_objects import differing_id, repeated_id
 from swinv2_train.data.class_order import is_text_order_of_numbers
 from swinv2_train.data.configured import open_held_out, open_probe_sets
 from swinv2_train.data.errors import DataError
@@ -99,11 +99,18 @@ def check_one_numbering(card: Card | None, what: str) -> None:
             f"{what} number their classes differently, because they were packed separately: pack them again with "
             "--class-names, or together"
         )
-    if card is not None and card.objects is not None and card.objects.other_id is not None:
-        name, first, second = card.objects.other_id
+    facts = card.objects if card is not None else None
+    if facts is not None and facts.other_id is not None:
+        name, first, second = facts.other_id
         raise DataError(
             f"{what} give the category {name!r} the ids {first!r} and {second!r}, of which results can have only one: "
             "use the same ids in the annotations of all of them"
+        )
+    if facts is not None and (repeated := repeated_id(facts.categories)) is not None:
+        one, other, identifier = repeated
+        raise DataError(
+            f"{what} give the categories {one!r} and {other!r} the same id {identifier!r}: use the same ids in the "
+            "annotations of all of them"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from swinv2_train.checkpoint.identity import Identity
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.data.card import Card
-from swinv2_train.data.card_objects import Category, ObjectFacts
+from swinv2_train.data.card_objects import Category, ObjectFacts, repeated_id
 from swinv2_train.data.category_table import category_table
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import check_same_categories
@@ -95,6 +96,34 @@ def test_other_ids_are_pointed_out_between_splits_and_refused_within_one() -> No
     assert other_ids({"data.shards": first, "data.eval_shards": Card()}) == []
     with pytest.raises(DataError, match=r"the shards of data.shards give the category 'dog' the ids 2 and 1, of which"):
         check_classes(3, Card.merged([first, second]), None)
+
+
+@pytest.mark.parametrize(("tables", "expected"), [
+    ([[3, None, None], [None, 90, None], [3, 90, 5]], [3, 90, 5]),
+    ([[None, None, None], [None, "k", None]], [None, "k", None]),
+    ([[3, None, None], [None, 3, None]], "the categories 'dog' and 'cat' the same id 3: use"),
+    ([[3, None, None], [None, 90, None], [4, 90, None]], "the category 'dog' the ids 3 and 4, of which"),
+    ([[None, None, None], [None, 90, None], [None, 91, None]], "the category 'cat' the ids 90 and 91, of which"),
+])  # fmt: skip
+def test_parts_of_a_split_complete_their_ids(tables: list[list[Any]], expected: list[Any] | str) -> None:
+    """Parts that were packed one after another list only the categories that they have, with ids."""
+    parts = [
+        card([replace(one, id=identifier) for one, identifier in zip(TRAINED, ids, strict=True)]) for ids in tables
+    ]
+    for order in (parts, parts[::-1]):
+        merged = Card.merged(order)
+        if isinstance(expected, str):
+            with pytest.raises(DataError, match="give the categor"):
+                check_one_numbering(merged, "shards")
+            continue
+        check_one_numbering(merged, "shards")
+        assert merged.objects is not None
+        assert [one.id for one in merged.objects.categories] == expected
+        assert repeated_id(merged.objects.categories) is None
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            check_one_numbering(Card.merged(parts), "shards")
+    assert [one.id for one in parts[0].objects.categories] == tables[0], "unchanged"
 
 
 def test_a_model_without_names_needs_as_many_categories(tmp_path: Path) -> None:

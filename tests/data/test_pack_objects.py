@@ -74,16 +74,26 @@ def test_annotations_become_objects_with_contiguous_categories(tmp_path: Path, i
         assert (card.class_names, card.num_classes) == (["dog", "cat", "kite"], 3)
         assert (facts.objects, facts.with_category) == ({0: 1, 1: 2, 2: 2}, {0: 1, 1: 2, 2: 2})
         assert (facts.images, facts.empty, facts.largest, facts.crowd) == (6, 3, 2, 1)
+        assert facts.largest_image == next(key for key, objects in found.items() if (~objects.crowd).sum() == 2)
         assert (facts.masks, facts.all_masks, facts.small, facts.medium, facts.large) == (5, True, 5, 0, 0)
     again = Card.from_json(json.loads(json.dumps(shards.card.to_json())))  # type: ignore[union-attr]
     assert again == shards.card
     assert dict(again.rows())["category 1, cat"] == "2 objects in 2 images"
     assert "objects" not in Card().to_json()
-    for change in ({"crowd": -1}, {"objects": {"0": "x"}}, {"categories": [{"id": 1}]}, {"masks": None}):
+    for change in (
+        {"crowd": -1},
+        {"objects": {"0": "x"}},
+        {"categories": [{"id": 1}]},
+        {"masks": None},
+        {"largest_image": 3},
+    ):
         damaged = again.to_json()
         damaged["objects"] |= change
         with pytest.raises(ValueError, match=r"^objects cannot be read"):
             Card.from_json(damaged)
+    earlier = again.to_json()
+    del earlier["objects"]["largest_image"]
+    assert Card.from_json(earlier).objects == replace(again.objects, largest_image=None)  # type: ignore[type-var]
 
 
 def test_the_order_of_keys_and_entries_changes_nothing(tmp_path: Path, images: Path) -> None:

@@ -53,10 +53,10 @@ class Cell:
 EQUAL = (Cell("fp32", 1, 2, "htc"), Cell("fp32", 2, 2, "mask_rcnn"), Cell("fp32", 3, 2, "htc"))
 """Runs on two ranks that follow the same run on one."""
 RESUMED = (
-    Cell("fp32", 2, 2, "mask_rcnn"), Cell("fp32", 3, 1, "htc"), Cell("bf16", 1, 2, "boxes"),
+    Cell("fp32", 1, 1, "htc"), Cell("fp32", 2, 2, "mask_rcnn"), Cell("fp32", 3, 1, "htc"), Cell("bf16", 1, 2, "boxes"),
     Cell("bf16", 2, 1, "htc"), Cell("bf16", 3, 2, "mask_rcnn"),
 )  # fmt: skip
-"""Every pair of precision, stage, and number of ranks."""
+"""Every pair of precision, stage, and number of ranks; fp16 needs a GPU."""
 
 
 @pytest.fixture(scope="module")

@@ -28,17 +28,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_a_detection_run_resumes_on_a_gpu(shards: Path, tmp_path: Path, kind: str, precision: str) -> None:
-    """The next loss is that of its twin to the bit. Gradients of RoIAlign are sums in any order, so the weights after
-    it are equal within rounding."""
+    """It ends like its twin to the bit, because every gradient is a sum in a fixed order, but for torch's fused
+    attention. HTC has that in the block of global attention, so its weights are equal within rounding."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    options = [*DETECTORS[kind], f"engine.precision={precision}", *ON_GPU]
+    options = [*DETECTORS[kind], "model.attention=sequential", f"engine.precision={precision}", *ON_GPU]
+    repeats = "task.global_attention=true" not in options
     assert run_here(tiny_detection(shards, whole, *options)) == FINISHED
     assert run_here(tiny_detection(shards, resumed, *options, f"resume.source={whole}", "resume=step:2")) == FINISHED
     assert losses(resumed)[:3] == losses(whole)[:3]
-    assert losses(resumed)[3] == pytest.approx(losses(whole)[3], rel=1e-2)
+    assert losses(resumed)[3] == (losses(whole)[3] if repeats else pytest.approx(losses(whole)[3], rel=1e-2))
     ours, twin = (load_weights(path / "checkpoints" / LAST) for path in (resumed, whole))
     assert ours.keys() == twin.keys()
     for name, weight in twin.items():
-        torch.testing.assert_close(ours[name], weight, rtol=1e-2, atol=1e-3)
+        if repeats:
+            assert torch.equal(ours[name], weight), name
+        else:
+            torch.testing.assert_close(ours[name], weight, rtol=1e-2, atol=1e-3)
     assert [row["step"] for row in metrics(whole) if "eval/box_ap" in row] == [2, 4]
     assert (whole / "figures" / f"detection-{LAST}.png").is_file()

@@ -30,6 +30,11 @@ def refuse_and_replay(
         return Losses({**terms, term: terms[term] * bad})
 
     monkeypatch.setattr(task, "loss", poisoned)
+    refuse_and_replay_poisoned(position, overrides)
+
+
+def refuse_and_replay_poisoned(position: int, overrides: list[str]) -> None:
+    """The same with a loss that is already not a number for that sample."""
     assert run_here(overrides) == FINISHED
     (run_dir,) = (each.removeprefix("run.dir=") for each in overrides if each.startswith("run.dir="))
     (incident,) = (Path(run_dir) / "incidents").glob("*.json")

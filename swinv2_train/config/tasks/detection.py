@@ -157,7 +157,7 @@ class DetectionConfig(TaskConfig):
     `long_side`."""
     test_scales: list[float] = field(default_factory=lambda: [1.0])
     """Factors of the image size in evaluation and prediction; the detections of several are averaged, or with
-    `soft_nms` suppressed together."""
+    `soft_nms` suppressed together, once."""
     test_flip: bool = False
     """Also detect in the mirrored image in evaluation and prediction, merged in the same way."""
     tile: int | None = None
@@ -176,8 +176,12 @@ class DetectionConfig(TaskConfig):
     @property
     def view_threshold(self) -> float:
         """Lowest score of a detection in one view. Of several views it is low, because it counts in their mean."""
-        several = self.test_flip or len(self.test_scales) > 1
-        return min(self.score_threshold, _LOWEST_OF_VIEWS) if several else self.score_threshold
+        return min(self.score_threshold, _LOWEST_OF_VIEWS) if self.several_views else self.score_threshold
+
+    @property
+    def several_views(self) -> bool:
+        """True if the detections of an image are merged from those of several views."""
+        return self.test_flip or len(self.test_scales) > 1
 
     @property
     def with_masks(self) -> bool:

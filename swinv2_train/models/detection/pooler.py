@@ -22,6 +22,8 @@ def level_of(boxes: Tensor, levels: int, stride: int) -> Tensor:
     Args:
         levels: number of levels.
         stride: pixels per position of the first level; each level has twice the stride of the one before.
+
+    Boxes must be finite: others would have no level.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     scale = (sides[:, 0] * sides[:, 1]).sqrt()

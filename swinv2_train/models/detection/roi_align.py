@@ -61,7 +61,8 @@ def map_gradient(gradient: Tensor, rois: Tensor, shape: torch.Size, stride: int)
     for image in range(batch):
         places = (rois[:, 0] == image).nonzero().flatten()
         for some in places.split(_TOGETHER):
-            boxes = rois[some, 1:] / stride - 0.5
+            # Multiplied as in torchvision: a division may round a side to another number of samples.
+            boxes = rois[some, 1:] * (1 / stride) - 0.5
             rows = axis_weights(boxes[:, 1], boxes[:, 3], side, height)
             columns = axis_weights(boxes[:, 0], boxes[:, 2], side, width)
             spread = gradient[some].transpose(1, 2).flatten(1, 2) @ columns  # (boxes, side * C, W)
@@ -73,7 +74,8 @@ def axis_weights(low: Tensor, high: Tensor, cells: int, length: int) -> Tensor:
     """Return the weights of the positions of one axis of a map in the cells of boxes: (R,), (R,) -> (R, cells, length).
 
     Args:
-        low, high: sides of the boxes in units of positions, 0 at the center of the first.
+        low, high: sides of the boxes in units of positions, 0 at the center of the first. The weights of boxes that
+            are not finite are NaN.
     """
     size = (high - low) / cells
     samples = size.ceil()
@@ -81,12 +83,15 @@ def axis_weights(low: Tensor, high: Tensor, cells: int, length: int) -> Tensor:
     step = (size / samples.clamp(min=1))[:, None]
     positions = torch.arange(length, dtype=low.dtype, device=low.device)
     weights = low.new_zeros(len(low), cells, length)
-    for number in range(int(samples.max()) if len(low) else 0):
+    finite = samples.isfinite()
+    most = int(samples[finite].max()) if finite.any() else 0
+    for number in range(most):
         place = offset + (number + 0.5) * step
         used = (number < samples)[:, None] & (place >= -1) & (place <= length)  # others count as 0
         tents = (1 - (place.clamp(0, length - 1)[:, :, None] - positions).abs()).clamp(min=0)
         weights = weights + tents * used[:, :, None]
-    return weights / samples.clamp(min=1)[:, None, None]
+    weights = weights / samples.clamp(min=1)[:, None, None]
+    return torch.where(finite[:, None, None], weights, torch.nan)
 
 
 def _forward(level: Tensor, rois: Tensor, side: int, stride: int) -> Tensor:

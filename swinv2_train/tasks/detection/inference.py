@@ -23,13 +23,17 @@ class Inference:
     most: int = 100
     flip: bool = False
     """Also look at the mirrored image, at every scale."""
+    several: bool = False
+    """The model returns the detections of one of several views, which are to be merged even if there is one."""
     threshold: float = 0.0
-    """Lowest score of a detection of several views."""
+    """Lowest score of a merged detection."""
 
     @classmethod
     def of(cls, task: DetectionConfig) -> Inference:
         """Return the inference that a task section describes."""
-        return cls(task.nms, task.soft_nms, task.max_detections, task.test_flip, task.score_threshold)
+        return cls(
+            task.nms, task.soft_nms, task.max_detections, task.test_flip, task.several_views, task.score_threshold
+        )
 
 
 def detections(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], inference: Inference) -> Detections:
@@ -73,8 +77,9 @@ def batch_detections(
 
 def _merged(views: Sequence[Detections], inference: Inference) -> Detections:
     """Return the detections of all views of an image."""
-    if len(views) == 1:
-        return views[0]
+    if not inference.several:
+        (found,) = views
+        return found
     merge = softened if inference.soft_nms else averaged
     found = merge(views, inference.nms, most=inference.most)
-    return chosen(found, found.scores > inference.threshold)
+    return chosen(found, found.scores >= inference.threshold)

@@ -98,8 +98,9 @@ class Detection(Task):
             return []
         lines = []
         if facts.largest > self.task.max_objects:
+            image = "an image" if facts.largest_image is None else f"the image {facts.largest_image}"
             lines.append(
-                f"task.max_objects={self.task.max_objects}: an image of data.shards has {facts.largest:,} objects; of "
+                f"task.max_objects={self.task.max_objects}: {image} of data.shards has {facts.largest:,} objects; of "
                 "such images, the largest objects are used"
             )
         if self.task.masks and not facts.all_masks:

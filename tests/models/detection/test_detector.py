@@ -159,6 +159,30 @@ def test_detections_are_inside_of_their_images(kind: str) -> None:
         assert [len(found.masks) for found in model(images, sizes)] == [15] * 5
 
 
+def test_soft_suppression_of_a_view_chooses_and_of_an_image_lowers_scores() -> None:
+    """The views of an image are softened together, so in one of them the scores remain."""
+    boxes = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 19], [40, 0, 60, 20], [0, 10, 20, 30]])
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0.3, 0], [0.2, 0]])
+    found = {}
+    for several in (False, True):
+        heads = RoiHeads(section("mask_rcnn", soft_nms=True, nms=0.3, max_detections=3, test_flip=several), 2)
+        found[several] = heads._select(boxes, scores, torch.zeros(4, 2, 4), torch.tensor([30, 60]))
+    assert found[False].scores.tolist() == pytest.approx([0.9, 0.3, 0.2 * (1 - 200 / 600)])
+    assert found[True].scores.tolist() == pytest.approx([0.9, 0.3, 0.2])
+    assert found[False].boxes.tolist() == found[True].boxes.tolist() == boxes[[0, 2, 3]].tolist()
+    heads.task.max_detections = 9
+    every = heads._select(boxes, scores, torch.zeros(4, 2, 4), torch.tensor([30, 60]))
+    assert every.scores.tolist() == pytest.approx([0.9, 0.8, 0.3, 0.2]), "from the highest to the lowest"
+
+
+def test_the_threshold_is_the_lowest_score() -> None:
+    heads = RoiHeads(section("mask_rcnn", score_threshold=0.25), 2)
+    boxes = torch.tensor([[0.0, 0, 20, 20], [40, 0, 60, 20], [20, 0, 40, 20]])
+    scores = torch.tensor([[0.25, 0], [0.2499, 0], [0, 0.75]])
+    found = heads._select(boxes, scores, torch.zeros(3, 2, 4), torch.tensor([30, 60]))
+    assert found.scores.tolist() == [0.75, 0.25]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_keeps_the_terms_in_fp32(kind: str, autocast: bool) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from swinv2_train.models.detection import roi_align as module
 from swinv2_train.models.detection.roi_align import RepeatableRoiAlign, axis_weights, map_gradient, roi_align
+from tests.models.detection.made import LargestTensor
 
 STRIDE = 4
 
@@ -65,24 +65,38 @@ def test_gradients_are_those_of_torchvision(side: int, monkeypatch: pytest.Monke
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stride", [3, 4, 5, 6, 7, 14])
+def test_gradients_are_those_of_torchvision_at_every_stride(stride: int, dtype: torch.dtype) -> None:
+    """Whole numbers among the sides: their numbers of samples are on the edge of two."""
+    generator = torch.Generator().manual_seed(4)
+    corners, sides = (torch.rand(400, 2, generator=generator, dtype=dtype) * size for size in (50, 80))
+    rois = torch.cat([torch.zeros(400, 1, dtype=dtype), corners, corners + 50 + sides], dim=1)
+    rois[::2] = rois[::2].round()
+    x = torch.randn(1, 2, 30, 30, generator=generator, dtype=dtype).requires_grad_()
+    expected = torchvision_roi_align(x, rois, 7, 1 / stride, 0, aligned=True)
+    outer = torch.randn(expected.shape, generator=generator, dtype=dtype)
+    (wanted,) = torch.autograd.grad(expected, x, outer)
+    (found,) = torch.autograd.grad(RepeatableRoiAlign.apply(x, rois, 7, stride), x, outer)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=(1e-4 if dtype == torch.float32 else 1e-12) * wanted.max())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_boxes_that_are_not_finite_have_gradients_that_are_not(value: float) -> None:
+    rois = torch.tensor([[0.0, 4, 4, 20, 20], [1, 4, 4, value, 20]])
+    found = map_gradient(torch.ones(2, 5, 7, 7), rois, torch.Size([2, 5, 13, 17]), STRIDE)
+    assert found[0].isfinite().all()
+    assert not found[1].isfinite().any()
+
+
 def test_memory_does_not_depend_on_the_number_of_boxes() -> None:
     """The largest tensor of the gradient is the same for 64 boxes as for 16, by the operations that run."""
-
-    class Largest(TorchDispatchMode):
-        bytes = 0
-
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-            found = function(*arguments, **(keywords or {}))
-            for each in found if isinstance(found, (list, tuple)) else [found]:
-                if isinstance(each, Tensor) and not each._is_view():
-                    self.bytes = max(self.bytes, each.numel() * each.element_size())
-            return found
 
     sizes = []
     for count in (16, 64):
         rois = torch.tensor([[0.0, 4, 4, 60, 50]]).repeat(count, 1)
         gradient = torch.ones(count, 8, 7, 7)
-        with Largest() as largest:
+        with LargestTensor() as largest:
             map_gradient(gradient, rois, torch.Size([1, 8, 16, 24]), STRIDE)
         sizes.append(largest.bytes)
     assert sizes[0] == sizes[1] == 16 * 7 * 8 * 24 * 4

@@ -55,6 +55,19 @@ def test_scores_are_compared_with_the_threshold_after_merging(soft_nms: bool) ->
     )  # fmt: skip
 
 
+def test_views_are_softened_once_and_even_if_there_is_one() -> None:
+    """Two detections of an object overlap by a half, and by nothing else: its lower score counts half, not a quarter.
+    Only the figure of training samples has one of several views. The threshold is the lowest score."""
+    rows = [([0.0, 0.0, 20.0, 20.0], 0.9, 0), ([0.0, 0.0, 20.0, 10.0], 0.8, 0)]
+    task = DetectionConfig(score_threshold=0.4, nms=0.3, test_scales=[1.0, 2.0], soft_nms=True)
+    images = torch.zeros(3, 20, 100)
+    (first, second) = find(lambda *_: [detections(*rows)], [images], (20, 100), Inference.of(task)).scores.tolist()
+    assert (first, second) == pytest.approx((0.9, 0.4))
+    task.test_scales = [1.0]  # softened by the model
+    alone = find(lambda *_: [detections(*rows)], [images], (20, 100), Inference.of(task))
+    assert alone.scores.tolist() == pytest.approx([0.9, 0.8])
+
+
 def test_detections_become_a_record() -> None:
     """From a canvas at half the size, whose lower part is padding: a box may exceed the image by rounding."""
     found = detections(([1.0, 2.0, 20.0, 15.25], 0.5, 3), masks=1.0)

@@ -240,6 +240,8 @@ def test_data_that_does_not_fit_is_refused_or_reported() -> None:
     assert make().warnings(None) == []
     assert make().warnings(card(table, masks=100, largest=1000)) == []
     assert "an image of data.shards has 1,001 objects" in make().warnings(full)[0]
+    named = card(table, masks=100, largest=1001, largest_image="harbor/7")
+    assert "the image harbor/7 of data.shards has 1,001 objects" in make().warnings(named)[0]
     partial = make().warnings(card(table, masks=99))
     assert partial == [
         "task.masks=true: 99 of the 100 objects of data.shards have a mask; the others train only boxes, and held-out "
