@@ -22,7 +22,7 @@ def draw(directory: Path, predictions: Path) -> Chart:
     """Draw held-out scenes with their detections next to the AP50 of both runs."""
     with house_style():
         figure = Figure(figsize=(9.0, 5.0), layout="constrained")
-        images, chart = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        images, chart = figure.subplots(1, 2, width_ratios=(1, 1.4))
         images.imshow(Image.open(predictions), interpolation="lanczos")
         images.set_axis_off()
         for number, (name, title) in enumerate(RUNS.items()):

@@ -1,7 +1,7 @@
 """Write scenes of real handwritten digits on real photographs, with boxes and masks: DEST/train, DEST/heldout.
 
-For demos and tests of detection on a machine without a data set. The scenes are made like those of scenes.py, with up
-to three digits, all ten of them, on a square from a photograph; one of eight has none. Each folder has `images` and
+For demos and tests of detection on a machine without a data set. The scenes are made like those of scenes.py: up to
+three zeros and ones on a square from a photograph; one of eight has none. Each folder has `images` and
 `objects.json`, annotations as COCO has them. A mask is the stroke, and a box that of its mask, exact to the pixel.
 
 No digit and no photograph is in both folders (`pip install "swinv2-train[demo]"`).
@@ -12,17 +12,16 @@ No digit and no photograph is in both folders (`pip install "swinv2-train[demo]"
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digits import DIGITS, HELD_OUT_DIGITS, QUALITY, TRAIN_DIGITS, photographs, read_digits
-from photos import HELD_OUT, TRAIN, locate
+from digits import QUALITY
+from photos import command
 from PIL import Image
-from scenes import DIGITS_PER_SCENE, STROKE, deal, placed
+from scenes import DIGITS_PER_SCENE, SHOWN, STROKE, deal, parts, placed
 
 from swinv2_train.data.object_masks import encoded
 
@@ -32,21 +31,16 @@ WITHOUT_DIGITS = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write scenes of real digits on photographs, with boxes and masks.")
-    parser.add_argument("dest", type=Path, help="directory for the folders train and heldout")
-    dest = parser.parse_args().dest
-    try:
-        classes = read_digits(locate(DIGITS))
-        parts = {
-            "train": (slice(None, TRAIN_DIGITS), TRAIN, TRAIN_SCENES),
-            "heldout": (slice(-HELD_OUT_DIGITS, None), HELD_OUT, HELD_OUT_SCENES),
-        }
-        for seed, (part, (chosen, names, count)) in enumerate(parts.items()):
-            digits = [digits[chosen] for digits in classes]
-            objects = write(dest / part, digits, photographs(names), count, seed=seed)
-            print(f"{dest / part}: {count} scenes with {objects} digits")
-    except (OSError, ValueError) as error:
-        sys.exit(f"detect_scenes.py: {error}")
+    contents = "the folders train and heldout"
+    command("Write scenes of real digits on photographs, with boxes and masks.", contents, write_folders)
+
+
+def write_folders(dest: Path) -> Iterator[tuple[str, str]]:
+    """Write both folders; see `photos.command`."""
+    counts = (TRAIN_SCENES, HELD_OUT_SCENES)
+    for seed, ((folder, digits, grounds), count) in enumerate(zip(parts(), counts, strict=True)):
+        objects = write(dest / folder, digits, grounds, count, seed=seed)
+        yield folder, f"{count} scenes with {objects} digits"
 
 
 def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], count: int, *, seed: int) -> int:
@@ -67,7 +61,7 @@ def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], c
             {"id": len(annotations) + place, "image_id": number, **annotation(category, opacity)}
             for place, (category, opacity) in enumerate(drawn, start=1)
         ]
-    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(len(classes))]
+    categories = [{"id": number, "name": str(digit)} for number, digit in enumerate(SHOWN, start=1)]
     content = {"images": images, "categories": categories, "annotations": annotations}
     (folder / "objects.json").write_text(json.dumps(content))
     return len(annotations)

@@ -13,4 +13,5 @@ name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" 
 for recipe in ade20k_tiny_512 k400_tiny; do
     "$python" scripts/bench/recipe_step.py --experiment $recipe --out "scripts/bench/results/recipe-step-$recipe-$name.json"
 done
+"$python" scripts/bench/detection_step.py --out "scripts/bench/results/detection-step-$name.json"
 "$python" scripts/bench/checkpoint.py --out "scripts/bench/results/checkpoint-$name.json"

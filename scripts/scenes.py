@@ -57,16 +57,21 @@ def main() -> None:
 
 def write_folders(dest: Path) -> Iterator[tuple[str, str]]:
     """Write classes.txt and both folders; see `photos.command`."""
-    classes = read_digits(locate(DIGITS))
-    parts = {
-        "train": (slice(None, TRAIN_DIGITS), TRAIN, TRAIN_SCENES),
-        "heldout": (slice(-HELD_OUT_DIGITS, None), HELD_OUT, HELD_OUT_SCENES),
-    }
-    for seed, (folder, (chosen, names, count)) in enumerate(parts.items()):
-        digits = [classes[digit][chosen] for digit in SHOWN]
-        write(dest / folder, digits, photographs(names), count, seed=seed)
+    counts = (TRAIN_SCENES, HELD_OUT_SCENES)
+    for seed, ((folder, digits, grounds), count) in enumerate(zip(parts(), counts, strict=True)):
+        write(dest / folder, digits, grounds, count, seed=seed)
         yield folder, f"{count} scenes"
     (dest / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
+
+
+def parts() -> Iterator[tuple[str, list[np.ndarray], list[Image.Image]]]:
+    """Yield the folders train and heldout with their digits (n, 28, 28), by class, and photographs."""
+    classes = read_digits(locate(DIGITS))
+    for folder, chosen, names in (
+        ("train", slice(None, TRAIN_DIGITS), TRAIN),
+        ("heldout", slice(-HELD_OUT_DIGITS, None), HELD_OUT),
+    ):
+        yield folder, [classes[digit][chosen] for digit in SHOWN], photographs(names)
 
 
 def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], count: int, *, seed: int) -> None:

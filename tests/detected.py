@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from swinv2_train.config.overrides import last_of_each
+from swinv2_train.data.label_pairs import LabelMaps
+from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.pack import PackOptions
 from tests.data.annotated import packed
 from tests.runs import TINY_MODEL
@@ -19,6 +21,8 @@ CATEGORIES = [{"id": 7, "name": "brick"}, {"id": 2, "name": "tile"}, {"id": 90, 
 NAMES = ["tile", "brick", "kite"]
 ROWS = {2: 0, 7: 1, 90: 2}
 """Class number of each category id."""
+SEMANTIC = LabelRules(("ground", "tile", "brick"), ignore=255)
+"""Classes of the label maps."""
 
 
 def make_scene(rng: np.random.Generator, size: tuple[int, int], count: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -46,19 +50,23 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int], count: int) -> t
 
 def write_scenes(folder: Path, count: int, seed: int, *, masks: bool = True, most: int = 4) -> tuple[Path, Path]:
     """PNG images of 50 to 80 pixels a side and their annotations; every fourth has no object, every third of the
-    others a crowd region.
+    others a crowd region. `folder/maps` gets their label maps: ground, tile, and brick, with a border that is ignored.
 
     Returns:
         (folder of the images, annotations).
     """
     rng = np.random.default_rng(seed)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name in ("images", "maps"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
         size = (int(rng.integers(50, 80)), int(rng.integers(50, 80)))
         pixels, found = make_scene(rng, size, 0 if number % 4 == 3 else int(rng.integers(1, most + 1)))
         Image.fromarray(pixels).save(folder / "images" / f"{number:03d}.png")
+        labels = (pixels[..., 0] > 100).astype(np.uint8) + ((pixels[..., 0] > 100) & (pixels[..., 1] < 100))
+        labels[:2] = 255
+        Image.fromarray(labels).save(folder / "maps" / f"{number:03d}.png")
         identifier = 1000 * seed + 7 * number + 3
         images.append({"id": identifier, "file_name": f"{number:03d}.png", "height": size[0], "width": size[1]})
         if found and number % 3 == 1:
@@ -75,10 +83,11 @@ def write_scenes(folder: Path, count: int, seed: int, *, masks: bool = True, mos
 
 
 def make_detected_data(directory: Path, *, masks: bool = True) -> Path:
-    """Three training shards and one held-out shard, each packed with its dataset card."""
+    """Three training shards with label maps and one held-out shard without, each packed with its dataset card."""
     for name, count, seed, shard in (("train", 14, 0, 6), ("eval", 6, 2, 6)):
         images, annotations = write_scenes(directory / f"{name}-source", count, seed, masks=masks)
-        packed(images, annotations, directory / name, PackOptions(max_count=shard))
+        maps = LabelMaps(str(images.with_name("maps")), SEMANTIC) if name == "train" else None
+        packed(images, annotations, directory / name, PackOptions(max_count=shard), labels=maps)
     return directory
 
 
@@ -88,6 +97,24 @@ TINY_DETECTOR = [
     "task.test_proposals=40", "task.anchor_scale=4", "task.outside_anchors=true", "task.score_threshold=0",
     "task.max_detections=10", "task.scale=[0.5,1.5]",
 ]  # fmt: skip
+
+
+HTC = (
+    "task.detector=htc", "task.class_agnostic=true", "task.global_attention=true", "task.semantic_classes=3",
+    "task.copy_paste=0.5",
+    "task.scaling=short", "task.short_sides=[56,64]", "task.long_side=80", "task.crop_sides=[24,48]",
+    "task.crop_short_sides=[32,48]", "model.attention=sequential", "model.checkpointing=1",
+)  # fmt: skip
+"""Everything that has randomness, canvases of several sizes, and what saves memory."""
+
+
+_NARROW = "model.window=[[4,2],[2,4],[4,2],[2,2]]"
+DETECTORS = {
+    "htc": HTC,
+    "boxes": ("task.masks=false", _NARROW),
+    "mask_rcnn": ("task.detector=mask_rcnn", "task.box_head=2fc", _NARROW),
+}
+"""Settings of every detector. Neither the canvas nor the narrow windows are square."""
 
 
 def tiny_detection(shards: Path, run_dir: Path, *overrides: str) -> list[str]:

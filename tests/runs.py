@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -123,6 +124,14 @@ def exit_code(main: Callable[[list[str]], None], *arguments: object) -> int:
     return int(caught.value.code or 0)
 
 
+def refusal(main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that is used wrongly; returns the sentence that it ends with."""
+    assert exit_code(main, *arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.count("\n") == 0
+    return message
+
+
 def run_here(overrides: list[str]) -> int:
     """Run a training inside this process; returns the exit code."""
     from swinv2_train.cli.train import main
@@ -188,6 +197,21 @@ CLOCKED = ("images_per_second", "mfu", "data_wait_share", "memory_gib", "seconds
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what the clock and the machine put in."""
     return [{key: value for key, value in record.items() if key not in CLOCKED} for record in metrics(run_dir)]
+
+
+def cut_short(run: Path, copy: Path) -> Path:
+    """Copy a run as if it had been killed after the checkpoint before its last one; returns the copy."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(max((copy / "checkpoints").glob("step-*")))
+    for name in ("status.json", "report.html"):
+        (copy / name).unlink(missing_ok=True)
+    return copy
+
+
+def origins(run: Path) -> dict[str, str]:
+    """Where the parameters of a run came from, by name: loaded, new, and so on."""
+    table = (run / "init_from.txt").read_text().splitlines()
+    return dict(line.split(maxsplit=2)[:2] for line in table if "  " in line)
 
 
 def losses(run_dir: Path) -> list[float]:

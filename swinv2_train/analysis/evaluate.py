@@ -28,7 +28,7 @@ from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch, select
 from swinv2_train.data.card import Card
 from swinv2_train.data.channel_statistics import check_channels_of_model
-from swinv2_train.data.configured import check_label_maps, main_member, open_labeled
+from swinv2_train.data.configured import as_read_by, main_member, open_labeled
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -36,6 +36,7 @@ from swinv2_train.data.label_map import (
     NAMES,
     NUMBERS,
     check_label_options,
+    check_same_categories,
     check_same_classes,
     match_names,
     read_label_map,
@@ -51,6 +52,7 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
 from swinv2_train.tasks.build import build_task, evaluation_loader, measured_together
+from swinv2_train.tasks.classes import check_one_numbering
 from swinv2_train.tasks.measured import Measured, Sums
 from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.report import Report
@@ -219,7 +221,8 @@ class _Bench:
         reading = {"image": config.data.image, "label_member": label, "main": main_member(config.data)}
         shards = open_labeled(options.data, options.cache_dir, options.cache_gib, **reading)
         try:
-            check_label_maps(shards, label)
+            # The labels of a file replace those of the shards, which need not have any.
+            shards = shards if options.real_labels else as_read_by(config.task, shards, config.data.label)
         except DataError as error:
             error.args = (f"data={options.data}: {error}",)
             raise
@@ -251,9 +254,9 @@ class _Bench:
             classes: number of classes of the model.
         """
         card = self.shards.card
-        if card is not None and card.class_lists_differ:
-            raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate each alone")
-        names, highest = (card.class_names, _highest_label(card, self.loaded.config.task)) if card else (None, None)
+        check_one_numbering(card, f"the shards of {self.options.data}")
+        task = self.loaded.config.task
+        names, highest = (card.class_names, _highest_label(card, task)) if card else (None, None)
         known_labels = card is None or highest is not None
         spec = self.options.label_map
         if spec == NAMES:
@@ -268,7 +271,11 @@ class _Bench:
                 self.class_names = [model_names[column] for column in columns]
         else:
             columns = None
-            check_same_classes(names, None if spec == NUMBERS else self.class_names)
+            own = None if spec == NUMBERS else self.class_names
+            if task.OUTPUT == DETECTIONS:
+                check_same_categories(names, own, classes, self.loaded.source.path)
+            else:
+                check_same_classes(names, own)
             if spec is None and known_labels and bool(names) != bool(self.class_names):
                 self.warnings.append(_unnamed(self.options.data, names))
             self.class_names = self.class_names or (names if names and len(names) == classes else None)

@@ -9,6 +9,7 @@ from typing import overload
 from swinv2_train.config.data import DataConfig
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.values import check_scale, scale_pairs
+from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.configured import open_labeled
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, OtherSamples
@@ -138,6 +139,8 @@ def open_shards(
     except OtherSamples as other:
         opened = open_labeled(places, cache_dir, cache_gib, label_member=label_map, main=other.main)
         members = (*members, VIDEO_FACTS)
+    if label_map == MEMBER and opened.card is not None:
+        opened.card = opened.card.of_label_maps() or opened.card
     found = with_classes(opened, label)
     read = members if label_map is None else (*members, label_map)
     return Shards(found, channels, read, decoding, label)

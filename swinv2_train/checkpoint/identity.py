@@ -11,6 +11,7 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import Manifest, is_misnamed, list_checkpoints, read_manifest
+from swinv2_train.class_lists import plain_name
 from swinv2_train.config.compose import from_yaml, to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.order import GROUPS, groups_block
@@ -106,7 +107,8 @@ class Identity:
         before, now = saved.get("classes"), self.class_names
         if not isinstance(before, list) or not now:
             return []
-        number = next((n for n, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
+        pairs = enumerate(zip(before, now, strict=False))
+        number = next((n for n, (a, b) in pairs if plain_name(str(a)) != plain_name(b)), None)
         if number is None:
             return []
         what = f"class {number} was {before[number]!r} and is {now[number]!r} in the data"

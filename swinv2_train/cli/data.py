@@ -203,10 +203,9 @@ def _overlays(found: Inspection) -> list[Overlay]:
     from swinv2_train.tasks.segmentation.colors import painted, palette
 
     if label_maps is not None:
-        names = card.class_names if card.objects is None else None
-        classes = card.num_classes if card.objects is None else card.label_maps and card.label_maps.num_classes
-        paint = functools.partial(painted, classes=classes or 1)
-        overlays.append(LabelOverlay(label_maps.member, label_maps.ignore, paint, names))
+        own = card.of_label_maps() or card  # of other programs, nothing is counted
+        paint = functools.partial(painted, classes=own.num_classes or 1)
+        overlays.append(LabelOverlay(label_maps.member, label_maps.ignore, paint, own.class_names))
     if card.objects is not None:
         colors = palette((card.num_classes or 1) + 1)[1:].tolist()  # the first one is black
         overlays.append(ObjectOverlay(lambda number: tuple(colors[number % len(colors)]), card.class_names))

@@ -274,7 +274,7 @@ def _label_maps(arguments: argparse.Namespace) -> LabelMaps | None:
             if getattr(arguments, option) not in (None, False):
                 raise DataError(f"--{option.replace('_', '-')} is for label maps: add --labels LABELS")
         return None
-    names = None if arguments.class_names is None else read_class_names(arguments.class_names)
+    names = None if arguments.class_names is None else read_class_names(arguments.class_names, label_maps=True)
     rules = read_rules(names, arguments.colors, arguments.ignore, zero_is_ignore=arguments.zero_is_ignore)
     return LabelMaps(arguments.labels, rules)
 
@@ -283,14 +283,16 @@ def _objects(arguments: argparse.Namespace) -> ObjectsOption | None:
     """Return the annotations of objects to pack. Raises DataError if there are two kinds."""
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.pack_objects import READERS, ObjectsOption
+    from swinv2_train.data.sources import MANIFEST_SUFFIX
 
     given = [kind for kind in READERS if getattr(arguments, kind) is not None]
     if not given:
         return None
     if len(given) > 1:
         raise DataError(f"--{given[0]} and --{given[1]} both name objects: use one of the two")
-    # With label maps, --classes-file has the names of their classes.
-    names = arguments.class_names if arguments.labels is None else None
+    # With label maps, --classes-file has the names of their classes, and the manifest of an earlier split has both.
+    named = arguments.class_names
+    names = named if named is not None and (arguments.labels is None or named.name.endswith(MANIFEST_SUFFIX)) else None
     return ObjectsOption(given[0], getattr(arguments, given[0]), names)
 
 

@@ -50,12 +50,12 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         hint = "applies to a single run of swinv2-train; pack it with swinv2-data pack"
         raise ConfigError("images", config.images, f"{hint} {config.images} shards, and set data.shards")
     if config.data.shards:
-        shards, held_out = open_shards(config.data, label_member=config.task.label_member)
+        shards, held_out = open_shards(config.data, task=config.task)
         shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
         return Samples(shards.num_samples, "counted in data.shards", shards, held_out, shared)
     if required or config.data.expected_samples is None:
         require_shards(config)
-    held_out = open_held_out(config.data, label_member=config.task.label_member)
+    held_out = open_held_out(config.data, task=config.task)
     return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None, held_out)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from swinv2_train.data.pack_lists import LABEL_NAMES, PATH_NAMES
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _EXTENTS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("xmin", "ymin", "width", "height"))
 _FORM = "image_path,xmin,ymin,xmax,ymax,label or image,x,y,width,height,label"
-_OUTLIER = 1e7  # no image is as large, and float32 is no longer exact to a pixel
 
 
 def read_boxes(path: Path, known: Sequence[Category] | None) -> Annotations:
@@ -35,8 +33,8 @@ def read_boxes(path: Path, known: Sequence[Category] | None) -> Annotations:
     names = dict.fromkeys(label for _, box, label in _parsed(path) if box is not None)
     if not names:
         raise DataError(f"--boxes {path} has no box; expected the columns {_FORM}")
-    categories = category_table([Category(None, name) for name in names], known, str(path))
-    numbers = {one.name: number for number, one in enumerate(categories)}
+    categories, places = category_table([Category(None, name) for name in names], known, str(path))
+    numbers = dict(zip(names, places, strict=True))
     images: dict[str, int] = {}
     writer, boxes = StoreWriter(), BoxCheck()
     for image, box, label in _parsed(path):
@@ -96,9 +94,9 @@ def _columns(path: Path, header: list[str]) -> tuple[list[int], bool]:
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
-    """Return the value of a cell; 0 for an empty one, NaN for nan."""
+    """Return the value of a cell; 0 for an empty one."""
     try:
         value = float(text or 0)
     except ValueError:
         raise DataError(f"{path}, line {line}, column {column}: {text!r:.40} is not a number") from None
-    return value if abs(value) < _OUTLIER else math.nan
+    return value

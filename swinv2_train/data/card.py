@@ -10,9 +10,10 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from swinv2_train.class_lists import lists_differ
 from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.card_videos import VideoCounts
@@ -106,7 +107,7 @@ class Card:
     """True if merged cards assign the same number to different classes; not stored."""
     label_maps: LabelMapFacts | None = None
     """Counts over the label maps; None if the images have none. `class_names` are their classes, unless the images have
-    objects, too."""
+    objects, too; see `label_map_names`."""
     objects: ObjectFacts | None = None
     """Counts over the objects, whose categories `class_names` are; None if the images have none."""
     videos: VideoCounts | None = None
@@ -158,8 +159,7 @@ class Card:
         self.nodata = self.nodata if self.nodata is not None else other.nodata
         self.split = self.split or other.split
         self.class_lists_differ |= other.class_lists_differ
-        if self.class_names and other.class_names and self.class_names != other.class_names:
-            self.class_lists_differ = True
+        self.class_lists_differ |= lists_differ(self.class_names, other.class_names)
         self.class_names = self.class_names or other.class_names
 
     @classmethod
@@ -179,6 +179,33 @@ class Card:
         if self.label_maps is not None:
             return self.label_maps.num_classes
         return max(self.class_counts) + 1 if self.class_counts else None
+
+    @property
+    def label_map_names(self) -> list[str] | None:
+        """Names of the classes of the label maps; None without label maps or names."""
+        if self.label_maps is None:
+            return None
+        return self.class_names if self.objects is None else self.label_maps.names
+
+    def of_images(self) -> Card | None:
+        """Return the card with only the classes of entire images; None if they have none."""
+        named = self.label_maps is None and self.objects is None
+        if not (self.class_counts or (named and self.class_names)):
+            return None
+        return self if named else replace(self, class_names=None, label_maps=None, objects=None)
+
+    def of_label_maps(self) -> Card | None:
+        """Return the card with only the classes of the label maps; None without label maps."""
+        if self.label_maps is None:
+            return None
+        if self.objects is None:
+            return self
+        names, differ = self.label_maps.names, self.label_maps.names_differ
+        return replace(self, class_names=names, class_lists_differ=differ, objects=None)
+
+    def of_objects(self) -> Card | None:
+        """Return the card with only the categories of the objects; None without objects."""
+        return None if self.objects is None else replace(self, class_counts=Counter(), label_maps=None)
 
     def statistics(self, channels: int) -> tuple[list[float], list[float]] | None:
         """Per-channel mean and standard deviation in [0, 1] of images read with `channels` channels.
@@ -312,7 +339,7 @@ class Card:
             if sum(counts) > self.num_samples:
                 rows.append(("classes per sample", f"{sum(counts) / self.num_samples:.2f}"))
         if self.label_maps is not None:
-            rows += self.label_maps.rows(None if self.objects is not None else self.class_names)
+            rows += self.label_maps.rows(self.label_map_names)
         if self.objects is not None:
             rows += self.objects.rows(self.class_names)
         if self.split:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from swinv2_train.class_lists import lists_differ
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import is_count
 
@@ -36,6 +37,10 @@ class LabelMapFacts:
     """Pixels without a class."""
     images: Counter[int] = field(default_factory=Counter)
     """Samples per class that they have a pixel of."""
+    names: list[str] | None = None
+    """Names of the classes if the samples have objects as well, whose categories are the `class_names` of the card."""
+    names_differ: bool = False
+    """True if merged cards have other names; not stored."""
 
     @classmethod
     def of(cls, labels: np.ndarray, ignore: int) -> LabelMapFacts:
@@ -56,15 +61,17 @@ class LabelMapFacts:
         self.pixels.update(other.pixels)
         self.images.update(other.images)
         self.ignored += other.ignored
+        self.names_differ |= other.names_differ or lists_differ(self.names, other.names)
+        self.names = self.names or other.names
 
     def copy(self) -> LabelMapFacts:
         """Return a copy that can be added to."""
-        return LabelMapFacts(self.ignore, Counter(self.pixels), self.ignored, Counter(self.images))
+        return replace(self, pixels=Counter(self.pixels), images=Counter(self.images))
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes as the highest number of a pixel implies it; None without a pixel."""
-        return max(self.pixels) + 1 if self.pixels else None
+        """Number of the names, or as the highest number of a pixel implies it; None without a pixel."""
+        return len(self.names or ()) or (max(self.pixels) + 1 if self.pixels else None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` restores the same counts."""
@@ -73,6 +80,7 @@ class LabelMapFacts:
             "ignored": self.ignored,
             "pixels": {str(k): self.pixels[k] for k in sorted(self.pixels)},
             "images": {str(k): self.images[k] for k in sorted(self.images)},
+            **({"names": self.names} if self.names else {}),
         }
 
     @classmethod
@@ -87,7 +95,10 @@ class LabelMapFacts:
         if wrong is not None:
             raise ValueError(f"{wrong!r} is not a count")
         counters = [Counter({int(k): n for k, n in content[name].items()}) for name in ("pixels", "images")]
-        return cls(content["ignore"], counters[0], content["ignored"], counters[1])
+        names = content.get("names")
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("names is not a list of names")
+        return cls(content["ignore"], counters[0], content["ignored"], counters[1], names)
 
     def rows(self, names: Sequence[str] | None) -> list[tuple[str, str]]:
         """Return lines of a table: every class with its share of the pixels, rare classes of many together.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from swinv2_train.class_lists import plain_name
 from swinv2_train.data.objects import Objects
 from swinv2_train.reading import is_count
 
@@ -30,6 +31,34 @@ class Category:
     supercategory: str | None = None
 
 
+def differing_id(first: Sequence[Category], second: Sequence[Category]) -> tuple[str, int | str, int | str] | None:
+    """Return the name of the first category to which two tables give other ids, and both; None if there is none."""
+    for one, other in zip(first, second, strict=False):
+        if None not in (one.id, other.id) and one.id != other.id and plain_name(one.name) == plain_name(other.name):
+            return one.name, one.id, other.id
+    return None
+
+
+def repeated_id(table: Sequence[Category]) -> tuple[str, str, int | str] | None:
+    """Return the names of the first two categories of a table that have the same id, and it; None if none have."""
+    names: dict[int | str, str] = {}
+    for one in table:
+        if one.id is not None and names.setdefault(one.id, one.name) != one.name:
+            return names[one.id], one.name, one.id
+    return None
+
+
+def _completed(first: Sequence[Category], second: Sequence[Category]) -> list[Category]:
+    """Return a table of the parts of a split with the ids of the second part for categories without one."""
+    if not first:
+        return list(second)
+    table = list(first)
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one.id is None and plain_name(one.name) == plain_name(other.name):
+            table[number] = replace(one, id=other.id)
+    return table
+
+
 @dataclass
 class ObjectFacts:
     """Counts over the objects of a set, or of one image. Crowd regions only count as such."""
@@ -45,6 +74,8 @@ class ObjectFacts:
     """Images without an object."""
     largest: int = 0
     """Most objects of an image."""
+    largest_image: str | None = None
+    """Key of the first image with that number; None if it is unknown."""
     crowd: int = 0
     """Crowd regions."""
     masks: int = 0
@@ -54,10 +85,16 @@ class ObjectFacts:
     medium: int = 0
     """Objects with an area from `SMALL` to below `MEDIUM`."""
     large: int = 0
+    other_id: tuple[str, int | str, int | str] | None = None
+    """Name of a category with other ids on merged cards, and two of them; not stored."""
 
     @classmethod
-    def of(cls, found: Objects) -> ObjectFacts:
-        """Count the objects of one image."""
+    def of(cls, found: Objects, key: str) -> ObjectFacts:
+        """Count the objects of one image.
+
+        Args:
+            key: of its sample.
+        """
         single = ~found.crowd
         numbers = found.categories[single].tolist()
         bands = np.searchsorted([SMALL, MEDIUM], found.areas[single], side="right")
@@ -68,6 +105,7 @@ class ObjectFacts:
             images=1,
             empty=int(not numbers),
             largest=len(numbers),
+            largest_image=key if numbers else None,
             crowd=int(found.crowd.sum()),
             masks=sum(mask is not None and bool(one) for mask, one in zip(found.masks, single, strict=True)),
             small=small,
@@ -77,12 +115,14 @@ class ObjectFacts:
 
     def add(self, other: ObjectFacts) -> None:
         """Count others in."""
-        self.categories = self.categories or list(other.categories)
+        self.other_id = self.other_id or other.other_id or differing_id(self.categories, other.categories)
+        self.categories = _completed(self.categories, other.categories)
         for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.largest = max(self.largest, other.largest)
+        if other.largest > self.largest:
+            self.largest, self.largest_image = other.largest, other.largest_image
 
     def copy(self) -> ObjectFacts:
         """Return a copy that can be added to."""
@@ -111,7 +151,7 @@ class ObjectFacts:
         return {
             "categories": [asdict(category) for category in self.categories],
             **{name: {str(k): counter[k] for k in sorted(counter)} for name, counter in counters.items()},
-            **{name: getattr(self, name) for name in (*_SUMS, "largest")},
+            **{name: getattr(self, name) for name in (*_SUMS, "largest", "largest_image")},
         }
 
     @classmethod
@@ -130,7 +170,10 @@ class ObjectFacts:
         categories = [Category(**one) for one in content["categories"]]
         if not all(isinstance(category.name, str) for category in categories):
             raise ValueError("a category has no name")
-        return cls(categories, **counters, **counts)
+        image = content.get("largest_image")  # earlier cards do not have it
+        if not isinstance(image, str | None):
+            raise ValueError(f"{image!r} is not the key of an image")
+        return cls(categories, **counters, **counts, largest_image=image)
 
     def rows(self, names: Sequence[str] | None) -> list[tuple[str, str]]:
         """Return lines of a table: every category with its objects, rare ones of many together.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from swinv2_train.class_lists import numbers_by_name
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_objects import Category
 from swinv2_train.data.class_names import read_class_names
@@ -14,14 +15,18 @@ from swinv2_train.data.class_order import in_order
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 
+_SHOWN = 5
 
-def category_table(found: Sequence[Category], known: Sequence[Category] | None, where: str) -> list[Category]:
-    """Return the categories in the order of their numbers.
+
+def category_table(
+    found: Sequence[Category], known: Sequence[Category] | None, where: str
+) -> tuple[list[Category], list[int]]:
+    """Return the categories in the order of their numbers, and the number of each that was found.
 
     Args:
         found: those of the source. Two splits of one data set may list them in another order.
-        known: those of an earlier split, whose numbers are kept; None: the order of the ids, numbers before texts, or
-            without ids that of the names.
+        known: those of an earlier split, whose names and numbers are kept, and whose names match apart from case; None:
+            the order of the ids, numbers before texts, or without ids that of the names.
         where: name of the source in messages.
 
     Raises:
@@ -32,17 +37,36 @@ def category_table(found: Sequence[Category], known: Sequence[Category] | None, 
         twice = next((value for value, count in Counter(values).items() if count > 1), None)
         if twice is not None:
             raise DataError(f"{where}: two categories have the {what} {twice!r:.60}; give each its own")
-    by_name = {one.name: one for one in found}
     if known is not None:
-        unknown = next((name for name in names if name not in {one.name for one in known}), None)
-        if unknown is not None:
-            raise DataError(
-                f"{where}: the category {unknown!r:.60} is not among the {len(known)} names of --class-names"
-            )
-        return [by_name.get(one.name) or replace(one, id=None if one.id in ids else one.id) for one in known]
+        return _as_known(found, known, where)
     if len(ids) < len(found):
-        return [by_name[name] for name in in_order(by_name)]
-    return sorted(found, key=lambda one: (0, one.id, "") if isinstance(one.id, int) else (1, 0, str(one.id)))
+        order = {name: number for number, name in enumerate(in_order(names))}
+        numbers = [order[name] for name in names]
+    else:
+        by_id = sorted(found, key=lambda one: (0, one.id, "") if isinstance(one.id, int) else (1, 0, str(one.id)))
+        numbers = [by_id.index(one) for one in found]
+    return [one for _, one in sorted(zip(numbers, found, strict=True), key=lambda pair: pair[0])], numbers
+
+
+def _as_known(found: Sequence[Category], known: Sequence[Category], where: str) -> tuple[list[Category], list[int]]:
+    """Return the known categories with the ids of those that were found; see `category_table`."""
+    numbers, unknown = list[int](), list[str]()
+    for one, number in zip(
+        found, numbers_by_name([one.name for one in found], [one.name for one in known]), strict=True
+    ):
+        if number is None:
+            unknown.append(repr(one.name)[:60])
+        else:
+            numbers.append(number)
+    if unknown:
+        more = ", ..." if unknown[_SHOWN:] else ""
+        listed = f"{', '.join(unknown[:_SHOWN])}{more}"
+        what = f"category {listed} is" if len(unknown) == 1 else f"categories {listed} are"
+        raise DataError(f"{where}: the {what} not among the {len(known)} names of --class-names")
+    own, ids = dict(zip(numbers, found, strict=True)), {one.id for one in found}
+    # A category that this split lacks keeps the id of the earlier one, unless it is that of another category here.
+    table = [replace(own.get(number, one), name=one.name) for number, one in enumerate(known)]
+    return [one if n in own or one.id not in ids else replace(one, id=None) for n, one in enumerate(table)], numbers
 
 
 def read_categories(path: Path) -> list[Category]:

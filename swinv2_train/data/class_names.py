@@ -13,11 +13,16 @@ CHECKPOINT_MANIFEST = "manifest.json"
 """Name of the file in a checkpoint whose metadata names the classes of its run."""
 
 
-def read_class_names(path: Path) -> list[str]:
-    """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
-    (*.dataset.json) or of a checkpoint (manifest.json).
+def read_class_names(path: Path, *, label_maps: bool = False) -> list[str]:
+    """Return the classes in the order of their numbers.
 
-    Raises DataError if there are none, a line between them is blank, or one is there twice.
+    Args:
+        path: a file with a name per line, or the manifest of shards (*.dataset.json) or of a checkpoint
+            (manifest.json).
+        label_maps: of shards with objects as well, return the classes of the label maps, not the categories.
+
+    Raises:
+        DataError: if there are none, a line between them is blank, or one is there twice.
     """
     try:
         text = decode_text(path.read_bytes())
@@ -25,7 +30,10 @@ def read_class_names(path: Path) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"the class names {path} cannot be read ({reason}): check the path") from None
     if path.name.endswith(MANIFEST_SUFFIX):
-        names = parse_manifest(text, str(path)).card.get("classes", {}).get("names")
+        card = parse_manifest(text, str(path)).card
+        names = card.get("classes", {}).get("names")
+        if label_maps and "objects" in card:
+            names = card.get("label_maps", {}).get("names")
         if not names:
             raise DataError(f"{path} knows no names of classes: its split was packed without --classes")
         return list(names)

@@ -1,4 +1,4 @@
-"""Annotations in COCO's JSON: images, categories, and annotations, in any order, read as a stream.
+"""Annotations in COCO's JSON, also compressed by gzip: images, categories, and annotations, in any order, as a stream.
 
 The file is read once for each of the three lists, so that the annotations are never in memory, however many there are.
 The names and ids of the images are.
@@ -6,11 +6,13 @@ The names and ids of the images are.
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from swinv2_train.data.box_check import BoxCheck
 from swinv2_train.data.card_objects import Category
@@ -24,6 +26,10 @@ _CHUNK = 1 << 14
 _TOKEN = re.compile(rb'\\.|"|-?(?:NaN|Infinity)')
 _ENDS = (b",", b"]", b"}", b"\n", b" ")
 _BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_DAMAGED = (OSError, EOFError, zlib.error)
+"""Errors of a file that is missing or of which the compression is damaged."""
+_SEVERAL = "pack the images of each file by its own command, with --split NAME and --class-names TRAIN.dataset.json"
 _FORM = '{"images": [...], "annotations": [...], "categories": [...]}'
 
 
@@ -37,8 +43,9 @@ def read_coco(path: Path, known: Sequence[Category] | None) -> Annotations:
         DataError: if the file is not COCO's JSON, or its images, categories, or boxes contradict themselves.
     """
     _check_start(path)
-    categories = category_table([_category(path, n, one) for n, one in _items(path, "categories")], known, str(path))
-    numbers = {one.id: number for number, one in enumerate(categories)}
+    found = [_category(path, n, one) for n, one in _items(path, "categories")]
+    categories, places_in_table = category_table(found, known, str(path))
+    numbers = dict(zip((one.id for one in found), places_in_table, strict=True))
     images: list[ListedImage] = []
     places: dict[int | str, int] = {}
     for number, one in _items(path, "images"):
@@ -106,10 +113,10 @@ def _identity(content: dict[str, Any], key: str) -> int | str | None:
 
 def _check_start(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             start = file.read(512).removeprefix(_BOM).lstrip()
-    except OSError as error:
-        raise DataError(f"--coco {path} cannot be read ({error.strerror})") from None
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from None
     if start.startswith(b"["):
         raise DataError(f"--coco {path} is a list, as results are; annotations are {_FORM}")
     if not start.startswith(b"{"):
@@ -121,7 +128,7 @@ def _items(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     import ijson
 
     number = -1
-    with path.open("rb") as file:
+    with _opened(path) as file:
         try:
             for number, one in enumerate(ijson.items(_Strict(file), f"{key}.item", use_float=True)):
                 if not isinstance(one, dict):
@@ -130,8 +137,24 @@ def _items(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except ijson.JSONError as error:
             reason = " ".join(str(error).split("\n")[0].split())
             raise DataError(f"--coco {path} is not intact JSON ({reason}, after {number + 1:,} {key})") from None
+        except _DAMAGED as error:
+            raise _unreadable(path, error) from None
     if number < 0:
         raise DataError(f"--coco {path} has no {key}; annotations are {_FORM}")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file, which may be compressed by gzip whatever its name. Raises OSError."""
+    with path.open("rb") as file:
+        compressed = file.read(len(_GZIP)) == _GZIP
+    return cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb")
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    several = isinstance(error, FileNotFoundError) and set(str(path)) & set(",*?[")
+    fix = f"; it is one file: {_SEVERAL}" if several else ""
+    return DataError(f"--coco {path} cannot be read ({reason}){fix}")
 
 
 class _Strict:

@@ -114,6 +114,8 @@ def inspect(
         checked_samples.close()
     if found.card.objects is not None and shards.card is not None and shards.card.objects is not None:
         found.card.objects.categories = shards.card.objects.categories
+        if found.card.label_maps is not None:
+            found.card.label_maps.names = shards.card.label_map_names
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
     found.choices = shards.choices()

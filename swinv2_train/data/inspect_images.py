@@ -80,8 +80,9 @@ class LabelMapCheck:
                 raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
             if ignore not in (None, known):
                 raise DataError(f"--ignore {ignore}: in the label maps of these shards {known} means no class")
-            # With objects, the number of classes on the card is that of their categories.
-            return cls(MEMBER, known, card.num_classes if card.objects is None else None)
+            names = card.label_map_names
+            # Without names, the number of classes is that of the highest value, as it was counted.
+            return cls(MEMBER, known, len(names) if names else card.num_classes if card.objects is None else None)
         if member is None:
             if ignore is not None:
                 raise DataError(f"--ignore {ignore} is for label maps: add --labels MEMBER, such as --labels mask.png")
@@ -165,7 +166,7 @@ def checked_objects(raw: RawSample, size: tuple[int, int], num_categories: int |
                 rle_of(mask, size)
             except BrokenSample as error:
                 raise BrokenSample(f"{where}: {error.reason}") from None
-    return ObjectFacts.of(found)
+    return ObjectFacts.of(found, raw.key)
 
 
 class CheckImage:

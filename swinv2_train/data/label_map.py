@@ -23,7 +23,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.class_lists import difference, plain_name
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.class_names import CHECKPOINT_MANIFEST
 from swinv2_train.data.class_order import is_number, is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
@@ -135,11 +137,39 @@ def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) 
             )
         return
     for number, (ours, theirs) in enumerate(zip(data, model, strict=False)):
-        if ours != theirs:
+        if plain_name(ours) != plain_name(theirs):
             raise DataError(
                 f"class {number} is {ours!r} in the shards and {theirs!r} in the model: "
                 f"{_advice(data, model)}, or label_map=FILE with the model's class for each of them"
             )
+
+
+def check_same_categories(
+    data: Sequence[str] | None, model: Sequence[str] | None, num_classes: int, checkpoint: Path
+) -> None:
+    """Reject shards of objects whose categories are not those of the model, in its order.
+
+    Args:
+        data: names of the categories of the shards; None if they are unknown.
+        model: names of those of the model; None if they are unknown.
+        num_classes: of the model.
+        checkpoint: directory or file of its weights.
+
+    Raises:
+        DataError: naming the categories that one of them lacks, or the first that differs.
+    """
+    if not data:
+        return
+    shown = difference(data, model, places=("the shards", "the model")) if model else None
+    if not model and len(data) != num_classes:
+        shown = f"the shards have {len(data)}, and the model {num_classes}"
+    if shown is not None:
+        manifest = checkpoint / CHECKPOINT_MANIFEST
+        place = manifest if model and manifest.is_file() else "FILE, a name per line in the order of the model"
+        raise DataError(
+            f"the categories of the shards are not those of the model ({shown}): pack the shards again with "
+            f"--class-names {place}"
+        )
 
 
 def _advice(data: Sequence[str], model: Sequence[str]) -> str:

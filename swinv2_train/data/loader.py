@@ -114,7 +114,7 @@ class TrainLoader:
         shares = map(positions_of, batches)
         size = share.micro_batch
         positions = (part[start : start + size] for part in shares for start in range(0, len(part), size))
-        self._pool = WorkerPool(_TrainSamples(source, order), positions, workers)
+        self._pool = WorkerPool(_TrainSamples(source, order, global_batch, first_position), positions, workers)
         if shards.remote:
             self._read_ahead(positions_of(start_batch))
 
@@ -295,9 +295,11 @@ class _Samples(Dataset[Any]):
 
 
 class _TrainSamples(_Samples):
-    def __init__(self, source: SampleSource, order: Order) -> None:
+    def __init__(self, source: SampleSource, order: Order, global_batch: int, first_position: int) -> None:
         super().__init__(source)
-        self.order = order
+        self.order, self.global_batch = order, global_batch
+        self.offset = first_position % global_batch
+        """First position of a batch after a change of the global batch in the middle of a run; otherwise 0."""
         self.last: tuple[int, Sample] | None = None
 
     def batch(self, positions: Sequence[int]) -> Batch:
@@ -325,7 +327,7 @@ class _TrainSamples(_Samples):
             kept = self.last
             try:
                 sample = self.opened_once(index)
-                sample.position = position
+                sample.position, sample.batch = position, (position - self.offset) // self.global_batch
                 return self.transform(sample, sample_rng(self.seed, position)), broken
             except BrokenSample as error:
                 self.last = kept  # the replacement of the previous repeat also serves this one

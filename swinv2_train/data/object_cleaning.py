@@ -11,9 +11,10 @@ DROPPED = {
     "unknown category": "the category is not listed",
     "no box": "neither a bbox nor a segmentation",
     "no numbers": "the bbox is not four finite numbers",
-    "outside": "the box is outside of the image",
+    "outside": "the box is outside of the image, or the mask is, or leaves it by more than its size",
     "degenerate": "the box is less than 1 pixel wide or high",
     "mask": "the segmentation is neither polygons of three points or more nor run lengths that fill the image",
+    "empty mask": "the run lengths mark no pixel",
     "mask size": "the run lengths are for another image size",
     "repeated": "a copy of another annotation with the same id",
 }
@@ -22,6 +23,8 @@ CHANGED = {
     "ignored": "the flag ignore is set, so it is left out",
     "clipped": "the box leaves the image, so it is cut at the border",
     "polygon": "a polygon of fewer than three points is left out of the mask",
+    "part outside": "a polygon that is outside of the image, or leaves it by more than its size, is left out of the "
+    "mask",
     "area": "there is no area, so it is computed from the mask or the box",
     "iscrowd": "there is no iscrowd, so it is a single object",
     "id": "the id is that of another annotation, too, so it is left out",

@@ -6,6 +6,7 @@ same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,14 +48,16 @@ def clean(source: Annotated, size: tuple[int, int], orientation: int) -> tuple[O
             f"its annotations are for {stated[1]} x {stated[0]} pixels, and the image has {size[1]} x {size[0]}"
         )
     one = _Cleaner(stored if turned > 1 else size, cleaning)
-    seen: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for number, annotation in enumerate(source.annotations):
         identity = annotation.get("id")
         one.name = f"{source.name}: {f'object {number}' if identity is None else f'annotation {identity}'}"
         try:
-            if annotation.get("id_repeated") and annotation in seen:
-                raise _Dropped("repeated")
-            seen.append(annotation)
+            if annotation.get("id_repeated"):
+                content = json.dumps(annotation, sort_keys=True)
+                if content in seen:
+                    raise _Dropped("repeated")
+                seen.add(content)
             found.append(one(annotation))
         except _Dropped as dropped:
             cleaning.add(str(dropped), one.name)
@@ -85,7 +88,7 @@ class _Cleaner:
         if "iscrowd" not in annotation:
             self._cleaning.add("iscrowd", self.name)
         identity = annotation.get("id")
-        if annotation.get("id_repeated"):
+        if annotation.get("id_repeated") == "others":
             self._cleaning.add("id", self.name)
             identity = None
         crowd = int(_is_set(annotation.get("iscrowd")))
@@ -125,22 +128,25 @@ class _Cleaner:
         if not isinstance(stored, list):
             raise _Dropped("mask")
         parts = stored if isinstance(stored[0], list) else [stored]  # a single polygon that is not in a list
-        polygons = [polygon for part in parts if (polygon := self._polygon(part)) is not None]
-        if not polygons:
+        sound = [part for part in parts if _is_polygon(part)]
+        if not sound:
             raise _Dropped("mask")
-        if len(polygons) < len(parts):
+        polygons = [part for part in sound if self._shows(part)]
+        if not polygons:
+            raise _Dropped("outside")
+        if len(sound) < len(parts):
             self._cleaning.add("polygon", self.name)
+        if len(polygons) < len(sound):
+            self._cleaning.add("part outside", self.name)
         return polygons
 
-    def _polygon(self, part: Any) -> list[float] | None:
-        """Return a polygon; None if it has fewer than three points, or one that is far outside of the image."""
-        if not isinstance(part, list) or len(part) < LEAST_NUMBERS or len(part) % 2:
-            return None
-        for place, number in enumerate(map(finite_number, part)):
-            extent = self.size[1 - place % 2] + _SLACK
-            if number is None or not -extent <= number <= 2 * extent:
-                return None
-        return part
+    def _shows(self, polygon: list[float]) -> bool:
+        """Return whether a polygon meets the image, and leaves it by no more than its size."""
+        for side, values in ((self.size[1], polygon[::2]), (self.size[0], polygon[1::2])):
+            low, high = min(values), max(values)
+            if high <= 0 or low >= side or low < -side - _SLACK or high > 2 * (side + _SLACK):
+                return False
+        return True
 
     def _rle(self, stored: dict[str, Any]) -> Mask:
         size, counts = stored.get("size"), stored.get("counts")
@@ -151,9 +157,19 @@ class _Cleaner:
         if isinstance(counts, list) and not all(type(run) is int and 0 <= run < 2**40 for run in counts):
             raise _Dropped("mask")
         try:
-            return rle_of(stored, self.size)
+            mask = rle_of(stored, self.size)
         except BrokenSample:
             raise _Dropped("mask") from None
+        if not mask_area(mask, self.size):
+            raise _Dropped("empty mask")
+        return mask
+
+
+def _is_polygon(part: Any) -> bool:
+    """Return whether a part of a segmentation is a polygon of three points or more."""
+    if not isinstance(part, list) or len(part) < LEAST_NUMBERS or len(part) % 2:
+        return False
+    return all(finite_number(number) is not None for number in part)
 
 
 def _size_of_masks(annotations: Sequence[dict[str, Any]]) -> tuple[int, int] | None:

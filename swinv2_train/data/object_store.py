@@ -95,9 +95,11 @@ class StoreWriter:
         """Return the store."""
         self._flush()
         self._run("CREATE INDEX by_image ON annotations (image, number)")
-        self._run("CREATE TABLE repeated (id PRIMARY KEY) WITHOUT ROWID")
+        self._run("CREATE TABLE repeated (id PRIMARY KEY, copies) WITHOUT ROWID")
+        twice = "SELECT id FROM annotations WHERE id IS NOT NULL GROUP BY id HAVING COUNT(*) > 1"
         self._run(
-            "INSERT INTO repeated SELECT id FROM annotations WHERE id IS NOT NULL GROUP BY id HAVING COUNT(*) > 1"
+            "INSERT INTO repeated SELECT id, COUNT(DISTINCT image || ':' || content) = 1 FROM annotations "
+            f"WHERE id IN ({twice}) GROUP BY id"
         )
         self._run("COMMIT")
         self._database.close()
@@ -127,12 +129,18 @@ class ObjectStore:
         weakref.finalize(self, _remove, path, owner)
 
     def of_image(self, number: int) -> list[dict[str, Any]]:
-        """Return the annotations of an image in the order of the source; the key `id_repeated` marks an id that another
-        annotation has."""
+        """Return the annotations of an image in the order of the source.
+
+        The key `id_repeated` marks an id that another annotation has: `copies` if all of them are the same, else
+        `others`.
+        """
         rows = self._read(
-            "SELECT content, id IN (SELECT id FROM repeated) FROM annotations WHERE image = ? ORDER BY number", number
+            "SELECT content, copies FROM annotations LEFT JOIN repeated ON annotations.id = repeated.id "
+            "WHERE image = ? ORDER BY number",
+            number,
         )
-        return [json.loads(content) | ({"id_repeated": True} if repeated else {}) for content, repeated in rows]
+        marks = {None: {}, 0: {"id_repeated": "others"}, 1: {"id_repeated": "copies"}}
+        return [json.loads(content) | marks[copies] for content, copies in rows]
 
     def digests(self) -> Iterator[tuple[int, str]]:
         """Yield the number of every image that has annotations, ascending, and a hash of these."""

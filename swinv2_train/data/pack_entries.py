@@ -114,6 +114,14 @@ class Source:
     """Kind of the main member of its samples: image or video."""
 
     @property
+    def label_map_names(self) -> list[str] | None:
+        """Names of the classes of the label maps; None if they are not known."""
+        card = None if self.shards is None else self.shards.card
+        if card is not None and card.label_maps is not None:  # the rules of packed maps have numbers instead
+            return card.label_map_names
+        return None if self.labels is None else list(self.labels.names)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the files or shards, as far as they can be read."""
         if self.shards is not None:

@@ -171,7 +171,7 @@ class Prepare:
             packed = replace(packed, label_map=counted, smooth=smooth)
         if truth.objects is not None:
             members[OBJECTS] = json.dumps(truth.objects.to_json(), separators=(",", ":")).encode()
-            packed = replace(packed, objects=ObjectFacts.of(truth.objects))
+            packed = replace(packed, objects=ObjectFacts.of(truth.objects, entry.key))
         members.update(texts)
         return packed
 

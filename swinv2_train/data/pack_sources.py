@@ -377,10 +377,11 @@ def from_shards(spec: str, image: str | None = None, labels: LabelMaps | None = 
         )
     rules, member = None, None
     if packed is not None:
-        label_names = names if objects is None else None  # those of shards with objects are the categories
-        rules, member = packed_rules(label_names, packed.num_classes, packed.ignore), MEMBER
+        assert shards.card is not None
+        rules, member = packed_rules(shards.card.label_map_names, packed.num_classes, packed.ignore), MEMBER
     elif labels is not None:
-        rules, member, names = labels.rules, labels.place, list(labels.rules.names)
+        rules, member = labels.rules, labels.place
+        names = list(rules.names) if objects is None else names
     shards.label_member = member
     entries, taken, left_out = [], set(), LeftOut()
     for index in range(shards.num_samples):

@@ -230,6 +230,8 @@ class SplitWriter:
         card.split, card.class_names = self._split, self._source.class_names
         if card.objects is not None and self._source.objects is not None:
             card.objects.categories = self._source.objects.categories
+            if card.label_maps is not None:
+                card.label_maps.names = self._source.label_map_names
         if self._written:
             text = manifest_text(Manifest(card.to_json(), self._written, self._origin))
             write_bytes(self._manifest, text.encode(), flush=True)

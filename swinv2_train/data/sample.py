@@ -48,8 +48,10 @@ class Sample:
         self._channels, self._decoding, self._declared = channels, decoding or DecodeOptions(), declared
         self._decoded: dict[tuple[str, str], Any] = {}
         self.position = 0
-        """Position of the sample in the run; in an evaluation, its number. All samples of a global batch have the same
-        `position // global_batch`, from which a transform can draw what they share, such as a size."""
+        """Position of the sample in the run; in an evaluation, its number."""
+        self.batch = 0
+        """Number of the global batch in training; 0 in an evaluation. All samples of a step have the same, so a
+        transform can draw from it what they share, such as a size."""
 
     @property
     def key(self) -> str:

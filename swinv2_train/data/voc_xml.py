@@ -47,8 +47,8 @@ def read_voc(folder: Path, known: Sequence[Category] | None) -> Annotations:
         first = f" ({refused[0][0]}: {refused[0][1]})" if refused else ""
         raise DataError(f"--voc {folder}: none of its {len(files):,} XML files has an object of Pascal VOC{first}")
     names = dict.fromkeys(one["category"] for objects in found for one in objects)
-    categories = category_table([Category(None, name) for name in names], known, str(folder))
-    numbers = {one.name: number for number, one in enumerate(categories)}
+    categories, places = category_table([Category(None, name) for name in names], known, str(folder))
+    numbers = dict(zip(names, places, strict=True))
     writer = StoreWriter()
     for number, objects in enumerate(found):
         for one in objects:

@@ -36,7 +36,7 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.tasks.build import evaluation_loader
-from swinv2_train.tasks.classes import unnamed_classes, unused_classes
+from swinv2_train.tasks.classes import other_ids, unnamed_classes, unused_classes
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.tracker import Tracker
@@ -108,7 +108,8 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
         lines += unused_classes(config.task.classes, shards.card) + class_warnings(start.metadata, parts.identity)
     if held_out is not None:
         if config.task.classes is not None:
-            lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
+            cards = {"data.shards": shards.card, "data.eval_shards": held_out.card}
+            lines += unnamed_classes(cards) + other_ids(cards)
         lines += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
     size = checkpoint_size(config, engine.module)
     steps_left = parts.plan.total_steps - start.state.step

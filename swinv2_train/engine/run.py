@@ -136,7 +136,7 @@ def _train(
             config,
             ranks,
             problem,
-            lambda: data.opened or open_shards(config.data, label_member=config.task.label_member),
+            lambda: data.opened or open_shards(config.data, task=config.task),
         )
         shards, held_out = opened
         together(ranks, lambda: _complete(config, data, opened))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swinv2_train.class_lists import numbers_by_name
 from swinv2_train.text import counted
 
 _MOST_NAMED = 4
@@ -64,27 +64,8 @@ def _origin(row: int | None, source_names: Sequence[str] | None) -> str:
 def rows_by_name(model: Sequence[str] | None, source: Sequence[str] | None) -> HeadRows | None:
     """Return the rows for classes of the same name; None if a side has no names or both lists are equal.
 
-    Equal names come first. Then names that differ only in case, spaces, and underscores match (Objects365 has `Person`,
-    COCO `person`). A name that a side has twice (ImageNet has two classes `crane`) is ambiguous and matches no row.
+    Names match as in `class_lists.numbers_by_name`.
     """
     if not model or not source or list(model) == list(source):
         return None
-    rows = _matched(model, source)
-    rest = [number for number in range(len(source)) if number not in rows]
-    loose = _matched([_plain(name) for name in model], [_plain(source[number]) for number in rest])
-    return HeadRows(
-        [row if row is not None or other is None else rest[other] for row, other in zip(rows, loose, strict=True)],
-        "by class name",
-        model,
-    )
-
-
-def _matched(model: Sequence[str], source: Sequence[str]) -> list[int | None]:
-    """Return the number of the source's class of the same name for each class, if both sides have it once."""
-    repeated = {name for names in (model, source) for name, count in Counter(names).items() if count > 1}
-    known = {name: number for number, name in enumerate(source) if name not in repeated}
-    return [known.get(name) for name in model]
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
+    return HeadRows(numbers_by_name(model, source), "by class name", model)

@@ -327,8 +327,9 @@ def meta_model(config: Config, size: tuple[int, int]) -> nn.Module:
     """
     import torch
 
+    implementation = config.task.implementation()  # not below: tensors of a module that it imports would have no values
     with torch.device("meta"):
-        return config.task.implementation().model_of(config, size)
+        return implementation.model_of(config, size)
 
 
 def _fill(model: nn.Module, transfer: Transfer) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from swinv2_train.class_lists import difference
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
+from swinv2_train.data.card_objects import differing_id, repeated_id
 from swinv2_train.data.class_order import is_text_order_of_numbers
 from swinv2_train.data.configured import open_held_out, open_probe_sets
 from swinv2_train.data.errors import DataError
@@ -34,7 +36,7 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
     data, probe = config.data, config.probe
 
     if config.task.classes is not None:
-        held_out = open_held_out(data, label_member=config.task.label_member)
+        held_out = open_held_out(data, task=config.task)
         check_classes(config.task.classes, card, held_out.card if held_out else None)
     sets = open_probe_sets(data, probe)
     check_same_numbers({key: shards.card if shards else None for key, shards in sets.items()})
@@ -66,17 +68,12 @@ def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
         DataError: naming the shards and the first class that differs.
     """
     for key, one in cards.items():
-        if one is not None and one.class_lists_differ:
-            raise DataError(
-                f"the shards of {key} number their classes differently, because they were packed separately: pack them "
-                "again with --class-names, or together"
-            )
+        check_one_numbering(one, f"the shards of {key}")
     (train, first), (held_out, second) = cards.items()
     names = [one.class_names if one else None for one in (first, second)]
     again = f"pack them again with --class-names of {train} (TRAIN.dataset.json)"
-    if names[0] and names[1] and names[0] != names[1]:
-        pairs = enumerate(zip(*names, strict=False))
-        shown = next((f"class {k} is {a!r} and {b!r}" for k, (a, b) in pairs if a != b), "one list is longer")
+    shown = difference(names[0] or [], names[1] or [], places=(train, held_out)) if all(names) else None
+    if shown is not None:
         raise DataError(f"held-out shards number their classes differently from {train} ({held_out}: {shown}): {again}")
     for key, here, there in ((train, names[0], second), (held_out, names[1], first)):
         plain = there is not None and there.class_counts and not there.class_names
@@ -86,6 +83,54 @@ def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
                 f"class {wrong} of {key} is the folder {here[wrong]!r}, because its names were sorted as text, and the "
                 f"classes of {held_out if key == train else train} are plain numbers: pack {key} again"
             )
+
+
+def check_one_numbering(card: Card | None, what: str) -> None:
+    """Reject a set of shards whose parts number their classes, or identify their categories, differently.
+
+    Args:
+        what: the shards, in the message.
+
+    Raises:
+        DataError: if they do.
+    """
+    if card is not None and card.class_lists_differ:
+        raise DataError(
+            f"{what} number their classes differently, because they were packed separately: pack them again with "
+            "--class-names, or together"
+        )
+    facts = card.objects if card is not None else None
+    if facts is not None and facts.other_id is not None:
+        name, first, second = facts.other_id
+        raise DataError(
+            f"{what} give the category {name!r} the ids {first!r} and {second!r}, of which results can have only one: "
+            "use the same ids in the annotations of all of them"
+        )
+    if facts is not None and (repeated := repeated_id(facts.categories)) is not None:
+        one, other, identifier = repeated
+        raise DataError(
+            f"{what} give the categories {one!r} and {other!r} the same id {identifier!r}: use the same ids in the "
+            "annotations of all of them"
+        )
+
+
+def other_ids(cards: Mapping[str, Card | None]) -> list[str]:
+    """Return a warning if two sets of shards have the same categories with other ids, of which each set keeps its own.
+
+    Args:
+        cards: as for `check_same_numbers`.
+    """
+    tables = [one.objects.categories if one is not None and one.objects is not None else [] for one in cards.values()]
+    if not all(tables):
+        return []
+    (train, held_out), other = cards, differing_id(*tables)
+    if other is None:
+        return []
+    name, first, second = other
+    return [
+        f"the category {name!r} has the id {first!r} in {train} and {second!r} in {held_out}: the results of an "
+        "evaluation have the ids of the shards that are evaluated, and predictions for images those of the training"
+    ]
 
 
 def unused_classes(num_classes: int, card: Card | None) -> list[str]:

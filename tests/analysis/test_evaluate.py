@@ -17,7 +17,7 @@ from swinv2_train.analysis.window_sizes import resolution_for
 from swinv2_train.analysis.window_transfer import window_curve
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.tasks import ClassificationConfig, DetectionConfig
 from swinv2_train.data.augment import eval_crop, normalise
 from swinv2_train.data.decode import decode
 from swinv2_train.data.errors import DataError
@@ -26,10 +26,12 @@ from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.interop.load import load_model
 from swinv2_train.launch.failures import together
 from swinv2_train.tasks.class_report import worst_classes
+from tests.data.annotated import coco, packed, write_coco, write_images
 from tests.data.samples import jpeg, write_shards, write_tar
 from tests.engine.threads import on_ranks
 from tests.evaluated import SIZE, classifier, encoder, labelled_shards, save_weights, with_label
 from tests.interop.files import official_simmim_file
+from tests.models.detection.made import section
 
 NAMES = ["cat", "dog", "elk"]
 
@@ -373,3 +375,26 @@ def test_the_label_of_the_training_is_that_of_the_evaluation(tmp_path: Path) -> 
     with_label(tmp_path / "model.safetensors", 3)
     with pytest.raises(CheckpointError, match=r"is damaged: its data\.label is 3"):
         load_model(tmp_path / "model.safetensors")
+
+
+def test_categories_of_other_splits(tmp_path: Path) -> None:
+    """A detector is only evaluated on its own categories; results have the ids of the evaluated shards."""
+    task: DetectionConfig = section("mask_rcnn", num_classes=3, masks=False, max_detections=6)
+    weights = {"depths": [1, 1, 1, 1], "window": [4, 4, 4, 2]}
+    save_weights(tmp_path / "model.safetensors", task, ["dog", "cat", "kite"], **weights)
+    images, content = write_images(tmp_path, 3), coco(3)
+    numbers = {7: 30, 2: 10, 90: 50}
+    for one_of in content["categories"]:
+        one_of |= {"id": numbers[one_of["id"]], "name": one_of["name"].upper()}
+    for one_of in content["annotations"]:
+        one_of["category_id"] = numbers[one_of["category_id"]]
+    packed(images, write_coco(tmp_path, content), tmp_path / "val")
+    found = one(options(tmp_path, max_samples=2))
+    results = json.loads(found.report.files()["detections.json"])
+    assert results
+    assert {each["category_id"] for each in results} <= {10, 30, 50}
+    del content["categories"][2]
+    content["annotations"] = content["annotations"][:1]
+    packed(images, write_coco(tmp_path, content), tmp_path / "few")
+    with pytest.raises(DataError, match=r"not those of the model \('kite' only in the model\): pack the shards again"):
+        one(options(tmp_path, data=str(tmp_path / "few")))

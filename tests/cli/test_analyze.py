@@ -120,7 +120,7 @@ def test_windows_of_a_detector_enlarge_its_images(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["box", "AP", "(%)", "W4", "x1", "W8", "x2"]
     assert [each.config.model.window for each in evaluated] == [[[4, 4]] * 3 + [[2, 2]], [[8, 8]] * 3 + [[4, 4]]]
-    assert [each.config.task.test_size(each.config) for each in evaluated] == [(24, 40), (48, 80)]
+    assert [each.config.task.test_sides(each.config) for each in evaluated] == [(24, 40), (48, 80)]
     scores = [np.concatenate([record.found.scores for record in each.found.records.values()]) for each in evaluated]
     assert len(scores[0]) > 0
     assert not np.array_equal(*scores)

@@ -22,6 +22,7 @@ from swinv2_train.tasks.detection.transform import evaluation_crops
 from tests.evaluated import save_weights
 from tests.interop.made import make_picture
 from tests.models.detection.made import section
+from tests.runs import exit_code, refusal
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -40,18 +41,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
-
-
 def test_every_image_gets_a_picture_and_all_objects_are_in_one_file(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = Path(shutil.copytree(place / "pictures", tmp_path / "pictures"))
     out = pictures / "found"  # a repeated call does not take its results for images
-    assert _run(place / "detector.safetensors", pictures, "--out", out, "threshold=0.3", "top=2") == 1
+    assert exit_code(main, place / "detector.safetensors", pictures, "--out", out, "threshold=0.3", "top=2") == 1
     shown = capsys.readouterr()
     assert "2 images predicted, 1 could not be read" in shown.err
     assert "detections.json" in shown.out
@@ -68,7 +63,7 @@ def test_every_image_gets_a_picture_and_all_objects_are_in_one_file(
     assert len(rows) == sum(each["score"] >= 0.3 for each in results["annotations"])
     of_b = [each for each in results["annotations"] if each["image_id"] == 2]
     loaded = load_model(place / "detector.safetensors")
-    crops = evaluation_crops((50, 33), 32, 32, [1.0])
+    crops = evaluation_crops(loaded.config, (50, 33))
     image = crops[0].image(decode((pictures / "deeper" / "b.png").read_bytes(), 3), "bilinear") / 255
     with torch.inference_mode():
         expected = detections(loaded.model, [(image - 0.5) / 0.25], (50, 33), Inference.of(loaded.config.task))
@@ -94,10 +89,7 @@ def test_usage_errors_are_one_sentence(
     place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     names = {"place": place, "picture": place / "pictures" / "a.png"}
-    assert _run(*(argument.format(**names) for argument in arguments)) == 2
-    message = capsys.readouterr().err.strip()
-    assert says in message
-    assert message.count("\n") == 0
+    assert says in refusal(main, capsys, *(argument.format(**names) for argument in arguments))
 
 
 def test_broken_weights_are_reported(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,5 +98,5 @@ def test_broken_weights_are_reported(place: Path, tmp_path: Path, capsys: pytest
         metadata = file.metadata()
     tensors["rpn.conv.weight"] *= float("nan")
     save_file(tensors, tmp_path / "nan.safetensors", metadata=metadata)
-    assert _run(tmp_path / "nan.safetensors", place / "pictures" / "a.png") == 1
+    assert exit_code(main, tmp_path / "nan.safetensors", place / "pictures" / "a.png") == 1
     assert "its weights are broken" in capsys.readouterr().err

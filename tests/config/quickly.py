@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from copy import deepcopy
 
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
@@ -13,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from swinv2_train.config.compose import compose
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import validate
 
 
 @functools.cache
@@ -43,3 +46,13 @@ def quickly(base: Sequence[str], overrides: Sequence[str]) -> Config:
         return OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException, ValueError):
         return compose([*base, *overrides])
+
+
+def assert_refused(base: Sequence[str], overrides: Sequence[str], parts: Sequence[str]) -> None:
+    """Check that a config is refused in one sentence with all these parts: field, value, and remedy."""
+    with pytest.raises(ConfigError) as caught:
+        validate(quickly(base, overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message

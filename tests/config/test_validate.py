@@ -10,7 +10,7 @@ from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.validate import resolution, validate
-from tests.config.quickly import quickly
+from tests.config.quickly import assert_refused, quickly
 
 BASE = ["+experiment=simmim_tiny"]
 
@@ -69,12 +69,7 @@ BASE = ["+experiment=simmim_tiny"]
     ],
 )
 def test_rejected_with_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validate(quickly(BASE, overrides))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
+    assert_refused(BASE, overrides, parts)
 
 
 SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "optim.global_batch=24"]
@@ -126,12 +121,7 @@ SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "o
     ],
 )
 def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validate(quickly(SUPERVISED, overrides))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
+    assert_refused(SUPERVISED, overrides, parts)
 
 
 SEGMENTED = ["task=segmentation", "task.num_classes=10", "optim.epochs=1", "data.resolution=256"]
@@ -184,12 +174,7 @@ SEGMENTED = ["task=segmentation", "task.num_classes=10", "optim.epochs=1", "data
     ],
 )
 def test_segmentation_is_refused_in_the_same_way(overrides: list[str], parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validate(quickly(SEGMENTED, overrides))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
+    assert_refused(SEGMENTED, overrides, parts)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +241,7 @@ def test_a_probe_at_every_evaluation_may_choose_the_best(every: int) -> None:
     ],
 )
 def test_a_best_metric_that_would_be_missing_later_is_refused_at_once(overrides: list[str], parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validate(quickly([*SUPERVISED, *PROBED], overrides))
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value)
+    assert_refused([*SUPERVISED, *PROBED], overrides, parts)
 
 
 def test_without_keep_best_no_probe_is_asked_for() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.objects import Objects
 from swinv2_train.data.pack import PackOptions, PackReport, pack
 from swinv2_train.data.pack_objects import ObjectsOption
@@ -82,12 +83,16 @@ def packed(
     *,
     kind: str = "coco",
     class_names: Path | None = None,
+    labels: LabelMaps | None = None,
     **how: Any,
 ) -> PackReport:
     """Pack a folder of images with its annotations."""
     option = ObjectsOption(kind, str(place), class_names)
     return pack(
-        open_source(str(images), classes=False, seed=options.seed, out=out, objects=option), out, options, **how
+        open_source(str(images), classes=False, seed=options.seed, out=out, objects=option, labels=labels),
+        out,
+        options,
+        **how,
     )
 
 

@@ -18,6 +18,7 @@ def train_loader(
     *,
     global_batch: int,
     start_batch: int = 0,
+    first_position: int = 0,
     avoid: Collection[int] = (),
     **changes: int,
 ) -> TrainLoader:
@@ -28,6 +29,7 @@ def train_loader(
         _share(changes),
         global_batch=global_batch,
         start_batch=start_batch,
+        first_position=first_position,
         avoid=avoid,
         workers=Workers(**changes),
     )

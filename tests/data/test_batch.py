@@ -174,25 +174,27 @@ def test_entries_that_do_not_fit_are_named(first: Any, second: Any, ragged: tupl
 
 
 class Stepwise(Transform):
-    """The number of the global batch of 4, from which a task draws what its samples share."""
+    """The number of the global batch, from which a task draws what its samples share."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        return {"step": torch.tensor(sample.position // 4), "at": torch.tensor(sample.position)}
+        return {"step": torch.tensor(sample.batch), "at": torch.tensor(sample.position)}
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_a_transform_knows_the_position_of_its_sample(tmp_path: Path, repeats: int) -> None:
+@pytest.mark.parametrize(("repeats", "start"), [(1, 0), (2, 0), (1, 3), (2, 6)])
+def test_a_transform_knows_the_position_and_the_step_of_its_sample(tmp_path: Path, repeats: int, start: int) -> None:
+    """Also after a change of the global batch at any position."""
     write_shards(tmp_path, [5])
     shards = ShardSet.open(str(tmp_path), tmp_path / "cache")
     order = SampleOrder(shards.num_samples, seed=1, repeats=repeats)
-    loader = train_loader(shards, order, Stepwise(), global_batch=4, micro_batch=2)
-    for first in range(0, 12, 2):
+    loader = train_loader(shards, order, Stepwise(), global_batch=4, micro_batch=2, first_position=start)
+    for first in range(start, start + 12, 2):
         batch = next(loader)
         assert batch["at"].tolist() == batch["position"].tolist() == [first, first + 1]
-        assert batch["step"].tolist() == [first // 4] * 2
+        assert batch["step"].tolist() == [start // 4 + (first - start) // 4] * 2
     loader.close()
     (batch,) = eval_loader(shards, Stepwise(), micro_batch=5)
     assert batch["at"].tolist() == batch["position"].tolist()
+    assert not batch["step"].any()
 
 
 class Unequal(Transform):

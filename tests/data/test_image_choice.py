@@ -88,9 +88,8 @@ def test_a_label_map_is_never_the_image(
     """Nor one of several images, in warnings and counts, for every way in which shards are opened."""
     path = write_tar(tmp_path / "s.tar", [(f"a.{each}", png(seed)) for seed, each in enumerate(members)])
     data = DataConfig(shards=str(path), eval_shards=str(path), cache_dir=str(tmp_path / "cache"))
-    member = SegmentationConfig(label=label).label_member
     with caplog.at_level(logging.WARNING):
-        training, held_out = open_shards(data, label_member=member)
+        training, held_out = open_shards(data, task=SegmentationConfig(label=label))
         opened = swinv2_train.open_shards(path, label_map=label, cache_dir=tmp_path / "cache")
     assert caplog.text == ""
     assert held_out is not None

@@ -16,10 +16,10 @@ from PIL import Image
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
-from swinv2_train.config.tasks import SegmentationConfig
+from swinv2_train.config.tasks import DetectionConfig, SegmentationConfig
 from swinv2_train.data import sample as sample_module
 from swinv2_train.data import shards as shards_module
-from swinv2_train.data.configured import check_label_maps, open_held_out, open_training
+from swinv2_train.data.configured import as_read_by, open_held_out, open_training
 from swinv2_train.data.errors import BrokenSample, DataError, OtherSamples
 from swinv2_train.data.geometry import draw_crop
 from swinv2_train.data.index import build_index, read_index, write_index
@@ -340,23 +340,34 @@ def test_a_label_map_that_no_sample_has_is_refused_with_the_members(tmp_path: Pa
     shards = ShardSet.open(f"{tmp_path}/*.tar", tmp_path / "cache", warn=False)
     if wide:
         shards.declare(["depth.npy"])
-    check_label_maps(shards, None)
+
+    def check(member: str) -> None:
+        as_read_by(SegmentationConfig(label=member), shards)
+
     for found in ("seg.png", "depth.npy"):
-        check_label_maps(shards, found)
+        check(found)
     for missing in ("mask.png", "mask.tif", *(("mask.npy",) if wide else ())):
-        with pytest.raises(DataError, match=rf"no sample has a label map {missing} .task.label.; .* cls, .*jpg"):
-            check_label_maps(shards, missing)
+        with pytest.raises(DataError, match=rf"no sample has a label map {missing}; .* cls, .*jpg.*: set task.label"):
+            check(missing)
     write_tar(tmp_path / "2.tar", [("b.jpg", jpeg(0)), ("b.mask.png", label_png(1))])
-    check_label_maps(ShardSet.open(f"{tmp_path}/*.tar", tmp_path / "cache", warn=False), "mask.png")
+    shards = ShardSet.open(f"{tmp_path}/*.tar", tmp_path / "cache", warn=False)
+    check("mask.png")
 
 
 def test_sets_and_evaluations_check_the_label_maps(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.seg.png", label_png(0))])
+    objects = b'{"width": 8, "height": 8, "objects": []}'
+    members = [("a.jpg", jpeg(0)), ("a.objects.json", objects), ("a.seg.png", label_png(0))]
+    write_tar(tmp_path / "0.tar", members)
     data = DataConfig(shards=str(tmp_path / "0.tar"), eval_shards=str(tmp_path / "0.tar"), cache_dir=str(tmp_path))
-    assert open_training(data, label_member="seg.png").num_samples == 1
+    for reads in (SegmentationConfig(), DetectionConfig(semantic_classes=3), DetectionConfig(semantic_label="x.png")):
+        assert open_training(data, task=reads).num_samples == open_held_out(data, task=reads).num_samples == 1
     with pytest.raises(DataError, match=r"^data\.shards=.*0.tar: no sample has a label map mask.png"):
-        open_training(data, label_member="mask.png")
+        open_training(data, task=SegmentationConfig(label="mask.png"))
     with pytest.raises(DataError, match=r"^data\.eval_shards=.*0.tar: no sample has a label map mask.png"):
-        open_held_out(data, label_member="mask.png")
+        open_held_out(data, task=SegmentationConfig(label="mask.png"))
+    branch = DetectionConfig(semantic_classes=3, semantic_label="mask.png")
+    with pytest.raises(DataError, match=r"no sample has a label map mask.png; .*, or set task.semantic_classes=0"):
+        open_training(data, task=branch)
+    assert open_held_out(data, task=branch).num_samples == 1  # an evaluation needs none
     with pytest.raises(ConfigError, match=r"task\.num_classes=0: no dataset card describes the member mask.png"):
         SegmentationConfig(label="mask.png").complete({}, None)

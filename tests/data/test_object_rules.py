@@ -53,14 +53,17 @@ def one(**change: Any) -> dict[str, Any]:
         ({"segmentation": [[1, 2, 3, 4]]}, "mask"),
         ({"segmentation": [[1, 2, 3, 4, 5]]}, "mask"),
         ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "mask"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 2 * HEIGHT + 3]]}, "mask"),
-        ({"segmentation": [[-WIDTH - 2, 2, 3, 4, 5, 6]]}, "mask"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 2 * HEIGHT + 3]]}, "outside"),
+        ({"segmentation": [[-WIDTH - 2, 2, 3, 4, 5, 6]]}, "outside"),
+        ({"segmentation": [[-9, 2, -3, 2, -3, 6]]}, "outside"),
+        ({"segmentation": [[1, HEIGHT, 9, HEIGHT, 5, HEIGHT + 4]]}, "outside"),
         ({"segmentation": "P1"}, "mask"),
         ({"segmentation": {}}, "mask"),
         ({"segmentation": RUNS | {"counts": [100, 20]}}, "mask"),
         ({"segmentation": RUNS | {"counts": [100, -20, 688]}}, "mask"),
         ({"segmentation": RUNS | {"counts": "zz"}}, "mask"),
         ({"segmentation": RUNS | {"size": [99, 9]}}, "mask size"),
+        ({"segmentation": RUNS | {"counts": [HEIGHT * WIDTH]}}, "empty mask"),
         ({"ignore": 1}, "ignored"),
     ],
 )
@@ -77,6 +80,7 @@ def test_objects_that_cannot_be_used_are_dropped_by_reason(change: dict[str, Any
         ({"bbox": [-0.5, 2, 10, 5]}, None, {"bbox": [0, 2, 9.5, 5]}),
         ({"bbox": None}, None, {"bbox": [4, 4, 8, 6]}),
         ({"segmentation": [TRIANGLE, [1, 2, 3, 4]]}, "polygon", {"segmentation": [TRIANGLE]}),
+        ({"segmentation": [TRIANGLE, [-9, 2, -3, 2, -3, 6]]}, "part outside", {"segmentation": [TRIANGLE]}),
         ({"segmentation": TRIANGLE}, None, {"segmentation": [TRIANGLE]}),
         ({"segmentation": RUNS}, None, {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "T3d0Xd0"}}),
         ({"area": None, "segmentation": RUNS}, "area", {"area": 20.0}),
@@ -104,7 +108,7 @@ def test_missing_iscrowd_and_shared_ids() -> None:
     single = one()
     del single["iscrowd"]
     assert cleaned(single)[1] == {"iscrowd"}
-    first, copy, other = (one(id_repeated=True, bbox=box) for box in ([1, 1, 4, 4], [1, 1, 4, 4], [2, 2, 4, 4]))
+    first, copy, other = (one(id_repeated="others", bbox=box) for box in ([1, 1, 4, 4], [1, 1, 4, 4], [2, 2, 4, 4]))
     found, kinds = cleaned(first, copy, other)
     assert ([each["id"] for each in found], kinds) == ([None, None], {"repeated", "id"})
 
@@ -203,7 +207,7 @@ def test_a_store_is_read_by_other_processes_and_removed_with_its_owner(tmp_path:
     read = read_coco(write_coco(tmp_path, content), None)
     copy = pickle.loads(pickle.dumps(read.store))
     assert [one["id"] for one in copy.of_image(2)] == [20, 21]
-    assert [one.get("id_repeated", False) for one in copy.of_image(2)] == [True, False]
+    assert [one.get("id_repeated") for one in copy.of_image(2)] == ["others", None]
     assert copy.of_image(3) == []
     assert [number for number, _ in copy.digests()] == [0, 1, 2, 4, 5]
     place = copy._path

@@ -25,6 +25,7 @@ from swinv2_train.data.overlays import ObjectOverlay
 from swinv2_train.data.pack import OBJECTS_FILE, PackOptions, PackRun, pack
 from swinv2_train.data.pack_objects import ObjectsOption
 from swinv2_train.data.pack_sources import open_source
+from swinv2_train.data.sample import Sample
 from swinv2_train.data.tiling import Tiling
 from tests.data.annotated import (
     CATEGORIES,
@@ -73,16 +74,26 @@ def test_annotations_become_objects_with_contiguous_categories(tmp_path: Path, i
         assert (card.class_names, card.num_classes) == (["dog", "cat", "kite"], 3)
         assert (facts.objects, facts.with_category) == ({0: 1, 1: 2, 2: 2}, {0: 1, 1: 2, 2: 2})
         assert (facts.images, facts.empty, facts.largest, facts.crowd) == (6, 3, 2, 1)
+        assert facts.largest_image == next(key for key, objects in found.items() if (~objects.crowd).sum() == 2)
         assert (facts.masks, facts.all_masks, facts.small, facts.medium, facts.large) == (5, True, 5, 0, 0)
     again = Card.from_json(json.loads(json.dumps(shards.card.to_json())))  # type: ignore[union-attr]
     assert again == shards.card
     assert dict(again.rows())["category 1, cat"] == "2 objects in 2 images"
     assert "objects" not in Card().to_json()
-    for change in ({"crowd": -1}, {"objects": {"0": "x"}}, {"categories": [{"id": 1}]}, {"masks": None}):
+    for change in (
+        {"crowd": -1},
+        {"objects": {"0": "x"}},
+        {"categories": [{"id": 1}]},
+        {"masks": None},
+        {"largest_image": 3},
+    ):
         damaged = again.to_json()
         damaged["objects"] |= change
         with pytest.raises(ValueError, match=r"^objects cannot be read"):
             Card.from_json(damaged)
+    earlier = again.to_json()
+    del earlier["objects"]["largest_image"]
+    assert Card.from_json(earlier).objects == replace(again.objects, largest_image=None)  # type: ignore[type-var]
 
 
 def test_the_order_of_keys_and_entries_changes_nothing(tmp_path: Path, images: Path) -> None:
@@ -270,43 +281,49 @@ def orient(picture: np.ndarray, orientation: int) -> bytes:
     return encoded(np.asarray(stored), quality=95, exif=exif.tobytes())
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_annotations_follow_the_orientation_that_they_fit(tmp_path: Path, stored: bool) -> None:
-    """A dark square is where the box and both forms of its mask are, whether they were drawn upright or on stored
-    pixels; the latter can be told for the orientations that exchange the sides."""
-    orientations = range(5, 9) if stored else range(1, 9)
+@pytest.mark.parametrize("drawn", ["upright", "stored", "square"])
+def test_annotations_follow_the_orientation_that_they_fit(tmp_path: Path, drawn: str) -> None:
+    """A dark area is where its box and both forms of its mask are, each given alone, for all orientations.
+
+    Annotations on stored pixels can be told by their size for the orientations that exchange the sides. Those of a
+    square are upright.
+    """
+    orientations, side = range(5, 9) if drawn == "stored" else range(1, 9), HEIGHT if drawn == "square" else WIDTH
     folder = tmp_path / "images"
     folder.mkdir()
     listed, annotations = [], []
+    picture = np.full((HEIGHT, side, 3), 240, np.uint8)
+    picture[2:8, 13:22] = 0
     for number in orientations:
-        picture = np.full((HEIGHT, WIDTH, 3), 240, np.uint8)
-        picture[2:8, 20:29] = 0
-        data = orient(picture, number)
-        (folder / f"{number}.jpg").write_bytes(data)
-        dark = np.asarray(Image.open(folder / f"{number}.jpg").convert("L")) < 120 if stored else picture[..., 0] < 120
+        (folder / f"{number}.jpg").write_bytes(orient(picture, number))
+        stored = np.asarray(Image.open(folder / f"{number}.jpg").convert("L"))
+        dark = (stored if drawn == "stored" else picture[..., 0]) < 120
         rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
-        left, top = float(columns[0]), float(rows[0])
-        right, bottom = float(columns[-1] + 1), float(rows[-1] + 1)
+        left, top, right, bottom = (float(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         size = list(dark.shape)
         listed.append({"id": number, "file_name": f"{number}.jpg", "height": size[0], "width": size[1]})
         counts = judge.encode(np.asfortranarray(dark.astype(np.uint8)))["counts"].decode()
-        forms = ({"size": size, "counts": counts}, [[left, top, right, top, right, bottom, left, bottom]])
-        annotations += [
-            annotation(10 * number + k, number, bbox=[left, top, right - left, bottom - top], segmentation=form)
-            for k, form in enumerate(forms)
-        ]
+        forms = (
+            {"bbox": [left, top, right - left, bottom - top], "segmentation": ...},
+            {"bbox": ..., "segmentation": {"size": size, "counts": counts}},
+            {"bbox": ..., "segmentation": [[left, top, right, top, right, bottom, left, bottom]]},
+        )
+        annotations += [annotation(10 * number + k, number, **form) for k, form in enumerate(forms)]
     place = write_coco(tmp_path, {"images": listed, "annotations": annotations, "categories": CATEGORIES})
     report = packed(folder, place, tmp_path / "out")
     assert (report.complete, report.broken) == (True, [])
-    found = objects_of(open_set(tmp_path / "out"))
+    shards = open_set(tmp_path / "out")
+    found = objects_of(shards)
     assert set(found) == {str(number) for number in orientations}
-    for key, one in found.items():
-        assert one.size == (HEIGHT, WIDTH), key
-        assert one.boxes.tolist() == [[20, 2, 29, 8]] * 2, key
-        for mask in one.masks:
+    for index in range(shards.num_samples):
+        sample = Sample(shards.read(index))
+        seen, one = (sample.image.float().mean(0) < 120).numpy(), found[sample.key]
+        assert (seen == (picture[..., 0] < 120)).all(), sample.key
+        assert one.size == seen.shape, sample.key
+        assert one.boxes.tolist() == [[13, 2, 22, 8]] * 3, sample.key
+        for mask in one.masks[1:]:
             assert mask is not None
-            expected = [[y, x] for y in range(2, 8) for x in range(20, 29)]
-            assert np.argwhere(bitmap(mask, one.size)).tolist() == expected, key
+            assert (bitmap(mask, one.size) == seen).all(), sample.key
 
 
 def test_images_and_annotations_without_each_other_are_counted(tmp_path: Path, images: Path) -> None:
@@ -365,17 +382,6 @@ def test_a_later_split_keeps_the_numbers_of_the_first(tmp_path: Path, images: Pa
     content["categories"][0]["name"] = "plane"
     with pytest.raises(DataError, match="the category 'plane' is not among the 3 names of --class-names"):
         packed(images, write_coco(tmp_path, content), tmp_path / "other", class_names=names)
-
-
-def test_classes_of_two_splits_with_other_tables_are_refused(tmp_path: Path, images: Path) -> None:
-    from swinv2_train.tasks.classes import check_classes
-
-    first = packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
-    content = coco()
-    content["categories"][0]["name"] = "lion"
-    second = packed(images, write_coco(tmp_path, content), tmp_path / "val")
-    with pytest.raises(DataError, match=r"number their classes differently .*class 1 is 'cat' and 'lion'"):
-        check_classes(0, first.cards["train"], second.cards["train"])
 
 
 def test_inspect_names_objects_that_do_not_fit(tmp_path: Path, images: Path) -> None:

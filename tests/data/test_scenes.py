@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +73,25 @@ def test_scenes_and_held_out_scenes_share_no_digit_and_no_photograph(
         assert 0 in found
         assert found <= {*range(len(scenes.NAMES)), scenes.IGNORED}
     assert f"{tmp_path / 'a' / 'heldout'}: 4 scenes" in capsys.readouterr().out
+
+
+def test_scenes_with_objects_have_the_digits_and_photographs_of_those_with_label_maps(
+    scenes: ModuleType, detect_scenes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert detect_scenes.parts is scenes.parts
+    ink = np.full((1, 28, 28), 255, np.uint8)
+    grounds = [[Image.new("RGB", (300, 200), color)] for color in ("red", "blue")]
+    parts = [(name, [ink, ink], ground) for name, ground in zip(("train", "heldout"), grounds, strict=True)]
+    monkeypatch.setattr(detect_scenes, "parts", lambda: iter(parts))
+    monkeypatch.setattr(detect_scenes, "TRAIN_SCENES", 3)
+    monkeypatch.setattr(detect_scenes, "HELD_OUT_SCENES", 2)
+    written = dict(detect_scenes.write_folders(tmp_path))
+    assert [text.split(" with ")[0] for text in written.values()] == ["3 scenes", "2 scenes"]
+    for (folder, text), channel in zip(written.items(), (0, 2), strict=True):
+        content = json.loads((tmp_path / folder / "objects.json").read_text())
+        assert text.endswith(f" with {len(content['annotations'])} digits")
+        images = [Image.open(tmp_path / folder / "images" / each["file_name"]) for each in content["images"]]
+        assert all(np.asarray(image)[0, 0].argmax() == channel for image in images)
 
 
 def test_the_stroke_is_labeled_and_its_blurred_border_ignored(scenes: ModuleType) -> None:

@@ -5,18 +5,15 @@ Sizes and data are small. All runs share two processes, and the workers the serv
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
 from pathlib import Path
 
 import pytest
 
 from swinv2_train.config.compose import compose, experiments
 from swinv2_train.config.schema import Config
-from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.status import read_status
 from tests.detected import make_detected_data
-from tests.engine.apart import Apart
+from tests.engine.apart import trained_in_turn
 from tests.filmed import make_filmed_data
 from tests.runs import losses, make_labelled_data
 from tests.segmented import make_segmented_data
@@ -35,8 +32,7 @@ SEGMENTED = ("task.channels=8", "task.auxiliary_channels=8", "data.mean=[0.4,0.4
 DETECTED = (
     "task.channels=8", "task.box_hidden=16", "task.mask_channels=8", "task.roi_samples=16", "task.rpn_samples=32",
     "task.proposals=40", "task.test_proposals=40", "task.anchor_scale=4", "task.outside_anchors=true",
-    "task.short_sides=[32,48]", "task.long_side=64", "task.semantic_classes=0", "data.mean=[0.4,0.4,0.4]",
-    "data.std=[0.2,0.2,0.2]",
+    "task.short_sides=[32,48]", "task.long_side=64", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]",
 )  # fmt: skip
 """More overrides of a recipe of detection."""
 FILMED = ("model.temporal_window=2", "data.frames=4", "data.frame_stride=1")
@@ -65,26 +61,9 @@ def small(name: str, folder: Path) -> Config:
         config.task.num_classes = 3
     if hasattr(config.task, "masks"):
         config.task.masks = config.task.masks is not False
+        config.task.semantic_classes = 3 if config.task.semantic_classes else 0
     config.freeze()
     return config
-
-
-def run_all(configs: list[Config], ports: list[int], server: str) -> None:
-    """Run one config after the other as a rank; prints each exit code."""
-    import gc
-    import os
-
-    from swinv2_train.engine.run import train
-    from swinv2_train.launch.signals import StopRequest
-
-    gc.freeze()  # DeepSpeed collects garbage 40 times in a start
-    # The workers come from the server that this process came from: imports cost more than all of these steps.
-    multiprocessing.forkserver._forkserver._forkserver_address = server
-    multiprocessing.forkserver._forkserver.ensure_running = lambda: None
-    stop = StopRequest()
-    for config, port in zip(configs, ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
-        print(f"{config.run.name}: exit code {train(config, stop)}", flush=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +74,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     make_segmented_data(folder / "scenes")
     make_detected_data(folder / "objects")
     make_filmed_data(folder / "videos")
-    configs = [small(name, folder) for name in NAMES]
-    multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
-    with Apart(folder) as ranks:
-        modules = ["deepspeed", "torch._dynamo", "swinv2_train.engine.run", "timm.data.auto_augment", __name__]
-        multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-        multiprocessing.forkserver._forkserver.ensure_running()
-        server = multiprocessing.forkserver._forkserver._forkserver_address
-        ranks.start_ranks(2, run_all, configs, [free_port() for _ in configs], server)
-        ranks.exit_codes(seconds=500)
-        return folder, [ranks.output(rank) for rank in (0, 1)]
+    return folder, trained_in_turn(folder, [small(name, folder) for name in NAMES], workers=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

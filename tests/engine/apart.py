@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import multiprocessing.forkserver
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.config.schema import Config
 from swinv2_train.launch.environment import free_port
 
+_IMPORTS = ["deepspeed", "torch._dynamo", "swinv2_train.engine.run", "timm.data.auto_augment", "tests.engine.apart"]
+"""Modules of a training, by which a server of all imports is known."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
 
 
@@ -64,3 +69,45 @@ class Apart:
         for process in self.processes:
             process.kill()
             process.join()
+
+
+def trained_in_turn(folder: Path, configs: Sequence[Config], *, ranks: int = 2, workers: bool = False) -> list[str]:
+    """Run trainings one after the other in the same few processes; returns what each rank printed.
+
+    Every rank prints the line `NAME: exit code N` for each of them.
+
+    Args:
+        configs: complete, each with a run.dir of its own.
+        workers: True if some of them have data workers.
+    """
+    folder.mkdir(exist_ok=True)
+    with Apart(folder) as processes:
+        server = _server_with_everything() if workers else None
+        processes.start_ranks(ranks, _train_each, configs, [free_port() for _ in configs], server)
+        processes.exit_codes(seconds=500)
+        return [processes.output(rank) for rank in range(ranks)]
+
+
+def _server_with_everything() -> str:
+    """Start the server that processes are forked from, with all imports of a training; returns its address."""
+    server = multiprocessing.forkserver._forkserver
+    if _IMPORTS[0] not in server._preload_modules:
+        server._stop()  # it may have been started with less
+        server.set_forkserver_preload(_IMPORTS)
+    server.ensure_running()
+    return server._forkserver_address
+
+
+def _train_each(configs: Sequence[Config], ports: Sequence[int], server: str | None) -> None:
+    from swinv2_train.engine.run import train
+    from swinv2_train.launch.signals import StopRequest
+
+    gc.freeze()  # DeepSpeed collects garbage 40 times in a start
+    if server is not None:
+        # The workers come from the server that this process came from: imports cost more than all of these steps.
+        multiprocessing.forkserver._forkserver._forkserver_address = server
+        multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+    stop = StopRequest()
+    for config, port in zip(configs, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        print(f"{config.run.name}: exit code {train(config, stop)}", flush=True)

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.interop.load import load_model
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks.base import TaskConfig
+from swinv2_train.interop.load import load_model, meta_model
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.models import MaskedImageModel
+from swinv2_train.tasks.task import Task
 from tests.interop.files import canonical, classifier, official_buffers, official_simmim_file
 from tests.models.golden import golden_config, golden_images
 
@@ -36,6 +39,20 @@ def test_the_model_computes_the_same(weights: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.model(images), expected(images))
     assert loaded.mean == [0.485, 0.456, 0.406]
+
+
+def test_modules_of_a_task_are_imported_outside_of_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, devices = Config(), []
+    implementation = type(config.task).implementation
+
+    def noted(task: TaskConfig) -> type[Task]:
+        devices.append(torch.empty(0).device.type)
+        return implementation(task)
+
+    monkeypatch.setattr(type(config.task), "implementation", noted)
+    model = meta_model(config, (192, 192))
+    assert devices == ["cpu"]
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
 
 
 @pytest.mark.slow

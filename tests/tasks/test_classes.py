@@ -20,6 +20,7 @@ CATS = ["cat", "dog", "owl"]
     ("num_classes", "card", "held_out"),
     [
         (3, Card(class_names=CATS), Card(class_names=CATS)),
+        (3, Card(class_names=CATS), Card(class_names=["Cat", "DOG", "owl"])),
         (0, Card(class_names=CATS), None),
         (5, Card(class_names=CATS), Card()),
         (3, None, Card(class_names=CATS)),
@@ -54,8 +55,9 @@ def mixed() -> Card:
 @pytest.mark.parametrize(
     ("num_classes", "card", "held_out", "message"),
     [
-        (3, Card(class_names=CATS), Card(class_names=["cat", "owl"]), r"class 1 is 'dog' and 'owl'.*--class-names"),
-        (3, Card(class_names=CATS), Card(class_names=CATS[:2]), "one list is longer"),
+        (3, Card(class_names=CATS), Card(class_names=["cat", "owl"]), r"'dog' only in data.shards.*--class-names"),
+        (3, Card(class_names=CATS), Card(class_names=CATS[:2]), "'owl' only in data.shards"),
+        (3, Card(class_names=CATS), Card(class_names=["cat", "owl", "dog"]), "class 1 is 'dog' and 'owl'"),
         (3, mixed(), None, "the shards of data.shards number their classes differently"),
         (3, None, mixed(), "the shards of data.eval_shards number their classes differently"),
         (2, Card(class_names=CATS), None, "data.shards has 3 classes, but task.num_classes=2: set task.num_classes=3"),

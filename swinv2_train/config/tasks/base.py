@@ -117,6 +117,19 @@ class TaskConfig(Section):
         """Member of a sample with its label map, which is never the image; None without one."""
         return None
 
+    @property
+    def object_member(self) -> str | None:
+        """Member of a sample with its objects; None without one."""
+        return None
+
+    def maps_remedy(self, *, training: bool) -> str | None:
+        """Return the remedy if no sample has `label_member`; None if it is not needed.
+
+        Args:
+            training: False for evaluations.
+        """
+        return None
+
     def metrics(self) -> tuple[str, ...]:
         """Return the names of the metrics of an evaluation, other than the number of samples."""
         return tuple(self.METRICS)

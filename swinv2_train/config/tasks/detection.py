@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from swinv2_train.config.checks import at_least, resolution, share
-from swinv2_train.config.choices import check_choice
 from swinv2_train.config.data import DataConfig
-from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import DETECTIONS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.detection_checks import CASCADE, HTC, MASK_RCNN, MOST_STAGES, check_training
 from swinv2_train.config.tasks.detection_doubts import JITTER, SHORT, doubts_of
 from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters, head_transient
 from swinv2_train.config.tasks.detection_metrics import BOX, MASK, METRICS
+from swinv2_train.config.tasks.detection_sizes import enlarged, fitted, within
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
 
-MASK_RCNN, CASCADE, HTC = "mask_rcnn", "cascade", "htc"
-"""Values of `DetectionConfig.detector`."""
 RPN_CLASS, RPN_BOX, SEMANTIC = "rpn_class", "rpn_box", "semantic"
 """Names of the terms of the loss that exist once; those of a stage end in its number, from 1."""
-MOST_STAGES = 3
-"""Stages whose deviations of the box offsets the sources define."""
-_LABEL = r"([\w-]+\.)*json"
-_MAP = r"([\w-]+\.)*(png|tif|tiff)"
+_LOWEST_OF_VIEWS = 1e-3
 _TESTED = (
     "test_proposals", "score_threshold", "nms", "soft_nms", "max_detections", "test_short", "test_long", "test_scales",
     "test_flip",
@@ -145,7 +140,8 @@ class DetectionConfig(TaskConfig):
     """Fraction of the training images that get objects of another image of the same step pasted in, by their masks
     (arXiv 2012.07177)."""
     score_threshold: float = 0.05
-    """Lowest score of a detection in one view, before views are averaged or `soft_nms` lowers it; HTC has 0.001."""
+    """Lowest score of a detection, before `soft_nms` lowers it in an image of one view, or after the views of
+    `test_scales` and `test_flip` are merged; HTC has 0.001."""
     nms: float = 0.5
     """Overlap (IoU) above which the lower of two detections of a class is suppressed."""
     soft_nms: bool = False
@@ -153,13 +149,15 @@ class DetectionConfig(TaskConfig):
     max_detections: int = 100
     """Detections of an image at most."""
     test_short: int | None = None
-    """Short side of an image in evaluation and prediction; null: with `scaling=jitter` the shorter side of
-    `data.resolution`, else the largest of `short_sides`."""
+    """Short side of an image in evaluation and prediction, lying or upright. null: with `scaling=jitter` and without
+    `test_long`, the largest size that fits in `data.resolution`, as with a factor of 1 in training; else the shorter
+    side of `data.resolution`, or with `scaling=short` the largest of `short_sides`."""
     test_long: int | None = None
-    """Longest side of it; null: the longer side of `data.resolution`, else `long_side`."""
+    """Longest side of such an image; null: the longer side of `data.resolution`, or with `scaling=short`
+    `long_side`."""
     test_scales: list[float] = field(default_factory=lambda: [1.0])
     """Factors of the image size in evaluation and prediction; the detections of several are averaged, or with
-    `soft_nms` suppressed together."""
+    `soft_nms` suppressed together, once."""
     test_flip: bool = False
     """Also detect in the mirrored image in evaluation and prediction, merged in the same way."""
     tile: int | None = None
@@ -176,13 +174,41 @@ class DetectionConfig(TaskConfig):
         return 1 if self.detector == MASK_RCNN else len(self.stage_ious)
 
     @property
+    def view_threshold(self) -> float:
+        """Lowest score of a detection in one view. Of several views it is low, because it counts in their mean."""
+        return min(self.score_threshold, _LOWEST_OF_VIEWS) if self.several_views else self.score_threshold
+
+    @property
+    def several_views(self) -> bool:
+        """True if the detections of an image are merged from those of several views."""
+        return self.test_flip or len(self.test_scales) > 1
+
+    @property
     def with_masks(self) -> bool:
         """True if the model predicts masks; also while the data decides it."""
         return self.masks is not False
 
+    @property
+    def object_member(self) -> str:
+        return self.label
+
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics of the boxes, and those of the masks if there are any."""
         return (*BOX, *(MASK if self.with_masks else ()))
+
+    @property
+    def label_member(self) -> str | None:
+        """Member with the label map of the semantic branch, which is never the image; None without the branch."""
+        return self.semantic_label if self.semantic_classes else None
+
+    def maps_remedy(self, *, training: bool) -> str | None:
+        """Return the remedy if no training sample has a label map; an evaluation needs none."""
+        if not training:
+            return None
+        return (
+            "set task.semantic_label to the one with the label maps, add them to the objects with swinv2-data pack "
+            "--labels, or set task.semantic_classes=0"
+        )
 
     def terms(self) -> dict[str, float]:
         """Return the terms of the loss by name, each with its factor in the sum."""
@@ -198,12 +224,7 @@ class DetectionConfig(TaskConfig):
 
     def validate(self, config: Config) -> None:
         """Check classes, members, detector, samples, augmentation, and inference."""
-        self._validate_labels(config.data)
-        self._validate_detector()
-        self._validate_samples()
-        self._validate_anchors(config)
-        self._validate_augmentation(config.data)
-        self._validate_pairs(config.optim.global_batch)
+        check_training(self, config)
         self.check_prediction()
 
     def check_prediction(self, given: Collection[str] = ()) -> None:
@@ -227,91 +248,6 @@ class DetectionConfig(TaskConfig):
             raise ConfigError("task.tile_overlap", self.tile_overlap, "must be at least 0 and below 1")
         if "overlap" in given and self.tile is None:
             raise ConfigError("overlap", self.tile_overlap, "applies to tiles only; set tile as well")
-
-    def _validate_labels(self, data: DataConfig) -> None:
-        at_least("task.num_classes", self.num_classes, 0)
-        ids = self.category_ids
-        if ids is not None and (len(set(ids)) < len(ids) or (self.num_classes and len(ids) != self.num_classes)):
-            hint = "must have a different id for each class of task.num_classes, in their order"
-            raise ConfigError("task.category_ids", ids, hint)
-        if not re.fullmatch(_LABEL, self.label):
-            raise ConfigError("task.label", self.label, "must be a member with objects, such as objects.json")
-        if data.label is not None:
-            hint = "is for classes of entire images; task.label names the member with the objects"
-            raise ConfigError("data.label", data.label, hint)
-        at_least("task.semantic_classes", self.semantic_classes, 0)
-        if not re.fullmatch(_MAP, self.semantic_label) or self.semantic_label == data.image:
-            hint = "must be a member with a label map, such as seg.png, and not the image"
-            raise ConfigError("task.semantic_label", self.semantic_label, hint)
-        if self.semantic_classes and self.detector != HTC:
-            hint = f"the semantic branch is a part of task.detector=htc, and this is {self.detector}; set it to 0"
-            raise ConfigError("task.semantic_classes", self.semantic_classes, hint)
-        if self.semantic_classes > 255:
-            hint = "must be at most 255, because label maps of 8 bits have 255 for pixels without a class"
-            raise ConfigError("task.semantic_classes", self.semantic_classes, hint)
-
-    def _validate_detector(self) -> None:
-        for key in ("detector", "box_head", "head_norm", "box_loss", "scaling"):
-            check_choice(f"task.{key}", getattr(self, key))
-        for key in ("channels", "box_hidden", "mask_channels"):
-            at_least(f"task.{key}", getattr(self, key), 1)
-        _above_zero("box_weight", self.box_weight)
-        if self.semantic_classes:
-            _above_zero("semantic_weight", self.semantic_weight)
-
-    def _validate_samples(self) -> None:
-        for key in ("rpn_samples", "roi_samples", "proposals", "max_objects"):
-            at_least(f"task.{key}", getattr(self, key), 1)
-        if not 1 <= len(self.stage_ious) <= MOST_STAGES or not all(0 < iou < 1 for iou in self.stage_ious):
-            fix = f"must be 1 to {MOST_STAGES} numbers between 0 and 1, such as [0.5,0.6,0.7]"
-            raise ConfigError("task.stage_ious", self.stage_ious, fix)
-        if len(self.stage_weights) < self.stages or not all(0 < weight < math.inf for weight in self.stage_weights):
-            fix = f"must be {self.stages} numbers above 0, one for each stage of task.stage_ious"
-            raise ConfigError("task.stage_weights", self.stage_weights, fix)
-
-    def _validate_anchors(self, config: Config) -> None:
-        _above_zero("anchor_scale", self.anchor_scale)
-        if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
-            raise ConfigError(
-                "task.anchor_ratios", self.anchor_ratios, "must be numbers above 0, such as [0.5,1.0,2.0]"
-            )
-        height, width = resolution(config)
-        side = self.anchor_scale * config.model.patch_size
-        fits = any(side * ratio**0.5 < height and side / ratio**0.5 < width for ratio in self.anchor_ratios)
-        if not fits and not self.outside_anchors:
-            fix = (
-                f"the smallest anchors have sides of {side:g} pixels, and none of them fits in data.resolution="
-                f"{height}x{width}; set task.outside_anchors=true or a smaller task.anchor_scale"
-            )
-            raise ConfigError("task.anchor_scale", self.anchor_scale, fix)
-
-    def _validate_augmentation(self, data: DataConfig) -> None:
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ConfigError("task.scale", self.scale, "must be a pair [low, high] above 0, such as [0.1,2.0]")
-        for key, example in (("short_sides", "[480,512,544]"), ("crop_short_sides", "[400,500,600]")):
-            sides = getattr(self, key)
-            if not sides or not all(side >= 1 for side in sides):
-                raise ConfigError(f"task.{key}", sides, f"must be sides in pixels, such as {example}")
-        if self.scaling == SHORT and self.long_side < max(self.short_sides):
-            fix = f"must be at least the largest of task.short_sides, {max(self.short_sides)}"
-            raise ConfigError("task.long_side", self.long_side, fix)
-        crop = self.crop_sides
-        if crop and not (len(crop) == 2 and 1 <= crop[0] <= crop[1]):
-            raise ConfigError("task.crop_sides", crop, "must be a pair [low, high] of pixels, such as [384,600], or []")
-        if not 0 <= self.copy_paste <= 1:
-            fix = f"must be a fraction of the images, from 0 to 1{percent(self.copy_paste)}"
-            raise ConfigError("task.copy_paste", self.copy_paste, fix)
-        if self.copy_paste and self.masks is False:
-            hint = "pastes objects by their masks, and task.masks=false has none; set it to 0"
-            raise ConfigError("task.copy_paste", self.copy_paste, hint)
-        if data.augment.transform is not None:
-            hint = "makes an image whose geometry the boxes cannot follow: set data.augment.transform=null"
-            raise ConfigError("data.augment.transform", data.augment.transform, hint)
-
-    def _validate_pairs(self, global_batch: int) -> None:
-        if self.copy_paste and global_batch % 2:
-            fix = f"must be even, because task.copy_paste pairs the samples of a step; use {global_batch + 1}"
-            raise ConfigError("optim.global_batch", global_batch, fix)
 
     def doubts(self, config: Config) -> list[str]:
         """Return a warning for every setting that was probably not intended."""
@@ -357,6 +293,8 @@ class DetectionConfig(TaskConfig):
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the number of classes with their original ids, and whether there are masks."""
+        if self.semantic_label == DetectionConfig.semantic_label and card is not None:
+            self._check_label_maps(card.label_maps)
         if self.label != DetectionConfig.label:
             card = None  # it describes the objects that swinv2-data packs, not another member
         super().complete(saved, card)
@@ -369,20 +307,42 @@ class DetectionConfig(TaskConfig):
             stored = saved.get("masks") if facts is None else facts.all_masks
             self.masks = bool(stored)
 
+    def _check_label_maps(self, facts: Any) -> None:
+        """Check that the semantic branch has the classes of the label maps on the card, if there are any."""
+        found = facts.num_classes if facts is not None and self.semantic_classes else None
+        if found is not None and found > self.semantic_classes:
+            hint = f"the label maps of data.shards have {found} classes; set it to their number, at most 255"
+            raise ConfigError("task.semantic_classes", self.semantic_classes, hint)
+
     def for_evaluation(self, classes: int | None) -> DetectionConfig:
         """Return this section with this number of classes."""
         if classes in (None, self.num_classes):
             return self
         return replace(self, num_classes=classes, category_ids=None)
 
-    def test_size(self, config: Config) -> tuple[int, int]:
-        """Return the short side of images in evaluation and prediction, and their longest side."""
-        if self.scaling == JITTER:
-            short, long = min(resolution(config)), max(resolution(config))
-        else:
+    def test_sides(self, config: Config) -> tuple[int, int] | None:
+        """Return the short side of images in evaluation and prediction, and their longest side; None if they have the
+        largest size that fits in `data.resolution`."""
+        if self.scaling == SHORT:
             short, long = max(self.short_sides), self.long_side
-        short = self.test_short or short
+        elif self.test_short is None and self.test_long is None:
+            return None
+        else:
+            short, long = min(resolution(config)), max(resolution(config))
+        short = self.test_short or min(short, self.test_long or short)
         return short, self.test_long or max(short, long)
+
+    def test_size(self, config: Config, source: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Return the height and width that an image has in evaluation and prediction.
+
+        Args:
+            source: those of the original.
+            scale: factor of `test_scales`.
+        """
+        sides = self.test_sides(config)
+        if sides is None:
+            return within(source, enlarged(resolution(config), scale))
+        return fitted(source, *enlarged(sides, scale))
 
     def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
         """Return the crop of the center that keeps the aspect."""
@@ -390,15 +350,20 @@ class DetectionConfig(TaskConfig):
 
     def scaled_images(self, config: Config, factor: float) -> list[str] | None:
         """Return the sides of the images times a factor, unless they follow `data.resolution`."""
-        if self.scaling == JITTER and self.test_short is None and self.test_long is None:
+        sides = self.test_sides(config)
+        if sides is None:
             return None
-        short, long = (max(1, round(side * factor)) for side in self.test_size(config))
+        short, long = enlarged(sides, factor)
         return [f"task.test_short={short}", f"task.test_long={long}"]
 
     def preparation(self, config: Config) -> str:
         """Return the size of an image, and the scales and flips that are merged."""
-        short, long = self.test_size(config)
-        parts = [f"short side {short} pixels, longer side at most {long}"]
+        sides, (height, width) = self.test_sides(config), resolution(config)
+        parts = [
+            f"largest size within {height} x {width} pixels"
+            if sides is None
+            else f"short side {sides[0]} pixels, longer side at most {sides[1]}"
+        ]
         if self.test_scales != [1.0]:
             parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.test_scales)}")
         if self.test_flip:
@@ -412,8 +377,3 @@ class DetectionConfig(TaskConfig):
     def worker_modules(self) -> list[str]:
         """Return the module of the transforms, which does not import the model."""
         return ["swinv2_train.tasks.detection.transform"]
-
-
-def _above_zero(key: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ConfigError(f"task.{key}", value, "must be a number above 0")

@@ -113,6 +113,10 @@ class SegmentationConfig(TaskConfig):
         """Member with the label map, which is never the image."""
         return self.label
 
+    def maps_remedy(self, *, training: bool) -> str | None:
+        """Return the remedy if no sample has a label map."""
+        return "set task.label to the one with the label maps, or pack the images with swinv2-data pack --labels"
+
     def terms(self) -> dict[str, float]:
         """Return the terms of the loss by name, each with its factor in the sum."""
         factors = {CROSS_ENTROPY: 1.0, AUXILIARY: self.auxiliary_weight, DICE: self.dice_weight}

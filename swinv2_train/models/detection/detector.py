@@ -23,7 +23,7 @@ from swinv2_train.models.detection.pyramid import BoxPyramid
 from swinv2_train.models.detection.roi_heads import RoiHeads, Step
 from swinv2_train.models.detection.sampling import branch_noise
 from swinv2_train.models.detection.semantic import SemanticBranch
-from swinv2_train.models.detection.structures import Targets
+from swinv2_train.models.detection.structures import Targets, check_finite
 from swinv2_train.models.drop_path import branch_scales
 from swinv2_train.models.init import init_weights
 from swinv2_train.models.layers import InputError, LayerNorm
@@ -94,7 +94,8 @@ class Detector(nn.Module):
 
         Raises:
             InputError: if an argument does not fit the model or the images.
-            FloatingPointError: without targets, if outputs are not finite: such proposals would vanish silently.
+            FloatingPointError: without targets, if an output of any part is not finite: such boxes would vanish
+                silently.
         """
         if len(sizes) != len(images) or (targets is not None and len(targets) != len(images)):
             raise InputError(f"{len(images)} images need as many sizes and targets")
@@ -104,8 +105,8 @@ class Detector(nn.Module):
         embedding, logits = (None, None) if self.semantic is None else self.semantic(levels)
         features = BoxFeatures(levels[:-1], self.stride, embedding)
         found = self.rpn(levels)
-        if targets is None and not all(x.isfinite().all() for x in (found.logits, found.offsets)):
-            raise FloatingPointError("the outputs of the model are not finite")
+        if targets is None:
+            check_finite(found.logits, found.offsets)
         proposals = [boxes for boxes, _ in self.rpn.proposals(found, sizes)]
         if targets is None:
             return self.heads.detections(features, proposals, sizes)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from swinv2_train.config.tasks.detection_head import BOX_SIDE, MASK_SIDE
-from swinv2_train.models.precision import at_least_float32, without_autocast
+from swinv2_train.models.detection.roi_align import roi_align
+from swinv2_train.models.precision import at_least_float32
 
 _FINEST = 14
 """Boxes up to twice this number of positions of the first level are pooled from it (arXiv 1612.03144)."""
@@ -22,6 +22,8 @@ def level_of(boxes: Tensor, levels: int, stride: int) -> Tensor:
     Args:
         levels: number of levels.
         stride: pixels per position of the first level; each level has twice the stride of the one before.
+
+    Boxes must be finite: others would have no level.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     scale = (sides[:, 0] * sides[:, 1]).sqrt()
@@ -75,14 +77,9 @@ class BoxFeatures:
         for number, level in enumerate(self.levels):
             places = (levels == number).nonzero().flatten()
             order.append(places)
-            parts.append(_align(level, rois[places], side, self.stride * 2**number))
+            parts.append(roi_align(level, rois[places], side, self.stride * 2**number))
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _semantic(self, rois: Tensor) -> Tensor:
         assert self.semantic is not None
-        return _align(self.semantic, rois, MASK_SIDE, 2 * self.stride)
-
-
-def _align(level: Tensor, rois: Tensor, side: int, stride: int) -> Tensor:
-    with without_autocast(level):
-        return roi_align(level, rois, side, 1 / stride, 0, aligned=True)
+        return roi_align(self.semantic, rois, MASK_SIDE, 2 * self.stride)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,11 @@ DRAW = 0
 """Number of the draw of anchors in `candidate_noise`."""
 
 
-@dataclass
-class Predicted:
-    """Output of the network, with the anchors of all levels end to end."""
+class Predicted(NamedTuple):
+    """Output of the network, with the anchors of all levels end to end.
+
+    It is a tuple, because ZeRO-3 finds the tensors in the output of a module only in tuples, lists, and dicts.
+    """
 
     anchors: Tensor
     """(A, 4)."""

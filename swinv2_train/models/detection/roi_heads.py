@@ -19,7 +19,7 @@ from swinv2_train.models.detection.matching import match, without_crowd
 from swinv2_train.models.detection.pooler import BoxFeatures
 from swinv2_train.models.detection.proposals import DRAW
 from swinv2_train.models.detection.sampling import candidate_noise, sample
-from swinv2_train.models.detection.structures import Detections, Targets
+from swinv2_train.models.detection.structures import Detections, Targets, check_finite
 from swinv2_train.models.detection.suppression import decreasing, soften, suppress
 from swinv2_train.models.layers import InputError
 
@@ -92,18 +92,18 @@ class RoiHeads(nn.Module):
         """Return the detections of each image: boxes of the last stage with the mean logits of all stages.
 
         Raises:
-            FloatingPointError: if the logits are not finite.
+            FloatingPointError: if an output of any stage is not finite.
         """
         boxes = list(proposals)
         logits, offsets = self._predict(features, boxes, 0)
+        check_finite(logits, offsets)
         total = logits
         for stage in range(1, self.task.stages):
             best = logits[:, : self.num_classes].argmax(dim=1)
             boxes = _moved(boxes, chosen(offsets, best), sizes, stage - 1)
             logits, offsets = self._predict(features, boxes, stage)
+            check_finite(logits, offsets)
             total = total + logits
-        if not total.isfinite().all():
-            raise FloatingPointError("the outputs of the model are not finite")
         scores = (total / self.task.stages).softmax(dim=1)[:, : self.num_classes]
         counts = [len(each) for each in boxes]
         found = [
@@ -195,12 +195,14 @@ class RoiHeads(nn.Module):
     def _select(self, boxes: Tensor, scores: Tensor, offsets: Tensor, size: Tensor) -> Detections:
         """Choose the detections of an image by their scores, after suppression within each class.
 
+        Soft-NMS of one of several views only chooses: the scores are lowered once, when all views are together.
+
         Args:
             boxes: (P, 4), which `offsets` (P, K or 1, 4) move.
             scores: (P, K).
         """
         task = self.task
-        place, classes = (scores > task.score_threshold).nonzero(as_tuple=True)
+        place, classes = (scores >= task.view_threshold).nonzero(as_tuple=True)
         score = scores[place, classes]
         order = decreasing(score)
         place, classes, score = place[order], classes[order], score[order]
@@ -208,23 +210,30 @@ class RoiHeads(nn.Module):
         visible = areas(found) > 0
         found, classes, score = found[visible], classes[visible], score[visible]
         if task.soft_nms:
-            kept, score = soften(found, score, classes, task.nms)
+            kept, softened = soften(found, score, classes, task.nms)
+            kept, softened = kept[: task.max_detections], softened[: task.max_detections]
+            if task.several_views:
+                kept = kept.sort().values  # the candidates are in the order of their scores
+            else:
+                score = score.index_copy(0, kept, softened)
         else:
-            kept = suppress(found, classes, task.nms)
-            score = score[kept]
-        most = task.max_detections
-        return Detections(found[kept][:most], score[:most], classes[kept][:most])
+            kept = suppress(found, classes, task.nms)[: task.max_detections]
+        return Detections(found[kept], score[kept], classes[kept])
 
     def _add_masks(self, heads: MaskHeads, features: BoxFeatures, found: Sequence[Detections]) -> None:
         classes = torch.cat([each.classes for each in found])
         count = len(classes)
         x = features.of_masks([each.boxes for each in found])
         masks = heads.probabilities(x, classes if count else classes.new_zeros(1))[:count]
+        check_finite(masks)
         for each, part in zip(found, masks.split([len(each.classes) for each in found]), strict=True):
             each.masks = part
 
 
 def _moved(boxes: Sequence[Tensor], offsets: Tensor, sizes: Tensor, stage: int) -> list[Tensor]:
-    """Move the boxes (N_i, 4) of each image by the offsets (sum of N_i, 4) of a stage, and clip them to the image."""
+    """Move the boxes (N_i, 4) of each image by the offsets (sum of N_i, 4) of a stage, and clip them to the image.
+
+    Offsets that are not finite make boxes without area: the loss of the stage reports them.
+    """
     moved = decode(torch.cat(list(boxes)), offsets, DEVIATIONS[stage]).split([len(each) for each in boxes])
-    return [clip(each, size) for each, size in zip(moved, sizes, strict=True)]
+    return [clip(each.nan_to_num(0.0), size) for each, size in zip(moved, sizes, strict=True)]

@@ -79,3 +79,13 @@ class Detections:
     """(D,) int64."""
     masks: Tensor | None = None
     """(D, 28, 28) probabilities inside of the box; None for a detector without masks."""
+
+
+def check_finite(*outputs: Tensor) -> None:
+    """Check the outputs of a part of a model.
+
+    Raises:
+        FloatingPointError: if a value is not finite.
+    """
+    if not all(output.isfinite().all() for output in outputs):
+        raise FloatingPointError("the outputs of the model are not finite")

@@ -2,12 +2,11 @@
 
 With `task.scaling=jitter`, the canvas is `data.resolution` (large-scale jitter, arXiv 2012.07177). With `short`, it is
 the smallest that fits of five for each short side. Padding takes part in attention, so a canvas must not depend on the
-other images of a micro-batch: it is a function of the image, the seed, and the position.
+other images of a micro-batch: it is a function of the image, the seed, the position, and the global batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +16,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.config.tasks.detection_doubts import JITTER
+from swinv2_train.config.tasks.detection_sizes import fitted
 from swinv2_train.data.geometry import Crop, draw_part
 from swinv2_train.data.order import sample_rng
 
@@ -42,15 +42,16 @@ class Drawing:
     def __init__(self, config: Config) -> None:
         assert isinstance(config.task, DetectionConfig)
         self.task, self.augment = config.task, config.data.augment
-        self.seed, self.global_batch = config.seed, config.optim.global_batch
+        self.seed = config.seed
         self.size = resolution(config)
         self.multiple = _REDUCTION * config.model.patch_size
 
-    def draw(self, source: tuple[int, int], position: int, rng: np.random.Generator) -> Drawn:
-        """Return the geometry of the sample at a position.
+    def draw(self, source: tuple[int, int], batch: int, rng: np.random.Generator) -> Drawn:
+        """Return the geometry of a sample.
 
         Args:
             source: height and width of the image.
+            batch: number of its global batch.
             rng: of this sample.
         """
         horizontal, vertical = rng.random(2).tolist()
@@ -62,15 +63,15 @@ class Drawing:
         box = (0, 0, *source)
         if self.task.crop_sides and rng.random() < 0.5:
             box = self._part(source, rng)
-        short = self.short_side(position)
+        short = self.short_side(batch)
         tall, wide = fitted(box[2:], short, self.task.long_side)
         crop = Crop(source, box, (tall, wide), (tall, wide), horizontal=flips[0], vertical=flips[1])
         return Drawn(crop, self._canvas((tall, wide), short))
 
-    def short_side(self, position: int) -> int:
-        """Return the short side of all images of a step."""
-        sides, step = self.task.short_sides, position // self.global_batch
-        return sides[int(sample_rng(self.seed, step, "short side").integers(len(sides)))]
+    def short_side(self, batch: int) -> int:
+        """Return the short side of all images of a global batch."""
+        sides = self.task.short_sides
+        return sides[int(sample_rng(self.seed, batch, "short side").integers(len(sides)))]
 
     @cached_property
     def canvases(self) -> dict[int, list[tuple[int, int]]]:
@@ -100,11 +101,3 @@ class Drawing:
 
     def _whole(self, side: int) -> int:
         return -(-side // self.multiple) * self.multiple
-
-
-def fitted(source: Sequence[int], short: int, long: int) -> tuple[int, int]:
-    """Return the height and width of an image that is scaled to a short side, or a smaller one if its longest side
-    would exceed `long`."""
-    factor = min(short / min(source), long / max(source))
-    tall, wide = (max(1, round(side * factor)) for side in source)
-    return tall, wide

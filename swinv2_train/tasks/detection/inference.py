@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.models.detection import Detections
-from swinv2_train.tasks.detection.merging import averaged, in_original, softened
+from swinv2_train.tasks.detection.merging import averaged, chosen, in_original, softened
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,17 @@ class Inference:
     most: int = 100
     flip: bool = False
     """Also look at the mirrored image, at every scale."""
+    several: bool = False
+    """The model returns the detections of one of several views, which are to be merged even if there is one."""
+    threshold: float = 0.0
+    """Lowest score of a merged detection."""
 
     @classmethod
     def of(cls, task: DetectionConfig) -> Inference:
         """Return the inference that a task section describes."""
-        return cls(task.nms, task.soft_nms, task.max_detections, task.test_flip)
+        return cls(
+            task.nms, task.soft_nms, task.max_detections, task.test_flip, task.several_views, task.score_threshold
+        )
 
 
 def detections(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], inference: Inference) -> Detections:
@@ -71,8 +77,9 @@ def batch_detections(
 
 def _merged(views: Sequence[Detections], inference: Inference) -> Detections:
     """Return the detections of all views of an image."""
-    if len(views) == 1:
-        return views[0]
-    if inference.soft_nms:
-        return softened(views, inference.nms, most=inference.most)
-    return averaged(views, inference.nms, most=inference.most)
+    if not inference.several:
+        (found,) = views
+        return found
+    merge = softened if inference.soft_nms else averaged
+    found = merge(views, inference.nms, most=inference.most)
+    return chosen(found, found.scores >= inference.threshold)

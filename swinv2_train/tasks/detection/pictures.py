@@ -119,7 +119,7 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _drawn(picture: Image.Image, layer: _Layer, names: Sequence[str]) -> Image.Image:
-    """Draw masks, boxes, and names; those with high scores are over the others."""
+    """Draw masks, boxes, and names; those with high scores are over the others. A single class needs no names."""
     found = layer.found
     scale = np.array([picture.width / layer.size[1], picture.height / layer.size[0]] * 2)
     boxes = np.asarray(found.boxes, np.float64) * scale
@@ -136,10 +136,12 @@ def _drawn(picture: Image.Image, layer: _Layer, names: Sequence[str]) -> Image.I
         _draw_box(draw, boxes[place], colors[place], line, dashed=bool((layer.dashed == place).any()))
     letters, taken = font(max(11, round(max(picture.size) / 70))), list[tuple[float, ...]]()
     for place in order:
-        name = "crowd" if found.is_crowd[place] else names[int(found.classes[place])]
-        score = f" {found.scores[place]:.2f}" if layer.scores else ""
-        room = max(boxes[place, 2] - boxes[place, 0], _NAME * picture.width) - letters.getlength(score)
-        _draw_name(draw, picture.size, boxes[place], fitted(name, letters, room) + score, colors[place], taken)
+        name = "crowd" if found.is_crowd[place] else names[int(found.classes[place])] if len(names) > 1 else ""
+        score = f"{found.scores[place]:.2f}" if layer.scores else ""
+        room = max(boxes[place, 2] - boxes[place, 0], _NAME * picture.width) - letters.getlength(f" {score}")
+        text = f"{fitted(name, letters, room)} {score}".strip()
+        if text:
+            _draw_name(draw, picture.size, boxes[place], text, colors[place], taken)
     return picture
 
 

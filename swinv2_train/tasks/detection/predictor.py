@@ -193,7 +193,7 @@ class ObjectPredictor(ImagePredictor):
                     for place in used
                 ]
             ).to(model.device)
-            for crop in evaluation_crops((height, width), *task.test_size(model.config), task.test_scales)
+            for crop in evaluation_crops(model.config, (height, width))
         ]
         for place, each in zip(
             used, batch_detections(model.module, views, (height, width), Inference.of(task)), strict=True

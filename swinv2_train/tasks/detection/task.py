@@ -56,7 +56,7 @@ class Detection(Task):
     """The detection task.
 
     Args:
-        categories: the classes by number, with their original ids; None: their numbers.
+        categories: the classes by number, with their original ids; None: those of `task.category_ids`, or from 1.
 
     Raises:
         ConfigError: if the config needs masks and the data has none.
@@ -71,8 +71,8 @@ class Detection(Task):
         assert isinstance(config.task, DetectionConfig)
         super().__init__(config, mean, std)
         self.task = config.task
-        numbers = range(self.task.num_classes)
-        self.categories = list(categories or (Category(number, f"class {number}") for number in numbers))
+        ids = self.task.category_ids or range(1, self.task.num_classes + 1)  # as for predictions
+        self.categories = list(categories or (Category(each, f"class {n}") for n, each in enumerate(ids)))
         if self.task.copy_paste and not self.task.masks:
             hint = "pastes objects by their masks, and the objects of data.shards have none; set it to 0"
             raise ConfigError("task.copy_paste", self.task.copy_paste, hint)
@@ -90,12 +90,6 @@ class Detection(Task):
             raise ConfigError("task.num_classes", 0, fix)
         if card is None or config.task.label != MEMBER:
             return cls(config, mean, std)
-        if card.objects is None and (card.class_counts or card.label_maps):
-            fix = (
-                f"the shards have {'label maps' if card.label_maps else 'classes of whole images'} and no objects: "
-                "pack them with swinv2-data pack --coco"
-            )
-            raise ConfigError("task.label", MEMBER, fix)
         return cls(config, mean, std, categories_of(card.objects, config.task.classes))
 
     def warnings(self, card: Card | None) -> list[str]:
@@ -104,8 +98,9 @@ class Detection(Task):
             return []
         lines = []
         if facts.largest > self.task.max_objects:
+            image = "an image" if facts.largest_image is None else f"the image {facts.largest_image}"
             lines.append(
-                f"task.max_objects={self.task.max_objects}: an image of data.shards has {facts.largest:,} objects; of "
+                f"task.max_objects={self.task.max_objects}: {image} of data.shards has {facts.largest:,} objects; of "
                 "such images, the largest objects are used"
             )
         if self.task.masks and not facts.all_masks:

@@ -26,7 +26,6 @@ INSIDE = 0.7
 _NEAR_PIXELS, _NEAR_SHARE = 2.0, 0.15
 """Distance from a border at which a detection ends there: in pixels, or as a fraction of its side, the larger one."""
 _TOGETHER = 1000
-_NO_PAIRS = torch.zeros(0, 2, dtype=torch.int64)
 
 
 def merge_tiles(tiles: Tensor, found: Sequence[Detections], size: tuple[int, int], threshold: float) -> Detections:
@@ -47,14 +46,15 @@ def merge_tiles(tiles: Tensor, found: Sequence[Detections], size: tuple[int, int
     ends = torch.tensor([len(part.scores) for part in parts]).cumsum(dim=0).tolist()
     places = [torch.arange(end - len(part.scores), end) for part, end in zip(parts, ends, strict=True)]
     removed = torch.zeros_like(cut)
-    same, meeting = [], []
+    none = torch.zeros(0, 2, dtype=torch.int64)
+    same, meeting = [none], [none]
     for one, other in _neighbors(tiles):
         pair = _Pair(every, cut, places[one], places[other])
         removed[pair.inside()] = True
         same.append(pair.same(threshold))
         meeting.append(pair.meeting(threshold, _common(tiles[one], tiles[other])))
-    removed[_lower(torch.cat([*same, _NO_PAIRS]), every.scores)] = True
-    pairs = torch.cat([*meeting, _NO_PAIRS])
+    removed[_lower(torch.cat(same), every.scores)] = True
+    pairs = torch.cat(meeting)
     groups = _groups(pairs[~removed[pairs].any(dim=1)])
     grouped = torch.zeros_like(cut)
     grouped[[member for group in groups for member in group]] = True

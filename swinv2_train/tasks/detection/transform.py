@@ -32,7 +32,7 @@ from swinv2_train.tasks.detection.annotations import (
     annotations_under,
 )
 from swinv2_train.tasks.detection.copy_paste import draw_pasted, paste, pasted_image
-from swinv2_train.tasks.detection.drawing import Drawing, fitted
+from swinv2_train.tasks.detection.drawing import Drawing
 from swinv2_train.tasks.detection.records import Found, ImageRecord
 
 CANVAS, SEMANTIC, RECORD = "canvas", "semantic", "record"
@@ -96,7 +96,7 @@ class TrainingTransform(_ObjectsTransform):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         objects = self.objects(sample)
-        drawn = self.drawing.draw(sample.size, sample.position, rng)
+        drawn = self.drawing.draw(sample.size, sample.batch, rng)
         crop = sample.aligned(drawn.crop)
         try:
             found = annotations_under(objects, crop, masks=bool(self.task.masks), most=self.task.max_objects)
@@ -153,7 +153,7 @@ class EvaluationTransform(_ObjectsTransform):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.short, self.long = self.task.test_size(config)
+        self.config = config
         self.members = ("image", self.task.label)
         self.images = view_names(len(self.task.test_scales))
         self.ragged = (*self.images, RECORD)
@@ -161,7 +161,7 @@ class EvaluationTransform(_ObjectsTransform):
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         image = sample.image
         objects = self.objects(sample)
-        crops = evaluation_crops((image.shape[-2], image.shape[-1]), self.short, self.long, self.task.test_scales)
+        crops = evaluation_crops(self.config, (image.shape[-2], image.shape[-1]))
         views = [in_range(crop.image(image, self.data.augment.interpolation)) for crop in crops]
         identifier = sample.position + 1 if objects.image_id is None else objects.image_id
         nothing = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
@@ -180,13 +180,12 @@ class EvaluationTransform(_ObjectsTransform):
         return found
 
 
-def evaluation_crops(source: tuple[int, int], short: int, long: int, scales: Sequence[float]) -> list[Crop]:
+def evaluation_crops(config: Config, source: tuple[int, int]) -> list[Crop]:
     """Return the entire image at each of its sizes in evaluation and prediction.
 
     Args:
         source: height and width of the image.
-        short, long: see `DetectionConfig.test_size`.
-        scales: factors of this size.
     """
-    sizes = [fitted(source, max(1, round(short * scale)), max(1, round(long * scale))) for scale in scales]
+    assert isinstance(config.task, DetectionConfig)
+    sizes = [config.task.test_size(config, source, scale) for scale in config.task.test_scales]
     return [Crop(source, (0, 0, *source), size, size) for size in sizes]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.tasks import DetectionConfig
@@ -89,6 +90,19 @@ def random_boxes(count: int, generator: torch.Generator, size: float = 60.0) -> 
     """Boxes with sides of 2 to 42 pixels."""
     corners = torch.rand(count, 2, generator=generator) * size
     return torch.cat([corners, corners + 2 + 40 * torch.rand(count, 2, generator=generator)], dim=1)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The size of the largest new tensor of the operations that run."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        found = function(*arguments, **(keywords or {}))
+        for each in found if isinstance(found, (list, tuple)) else [found]:
+            if isinstance(each, Tensor) and not each._is_view():
+                self.bytes = max(self.bytes, each.numel() * each.element_size())
+        return found
 
 
 def plain_overlap(one: Sequence[float], other: Sequence[float]) -> float:

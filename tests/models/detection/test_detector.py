@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ModelConfig, variant
+from swinv2_train.config.model import ModelConfig, count_parameters, stage_geometry
 from swinv2_train.config.tasks import DetectionConfig
+from swinv2_train.config.tasks.detection_head import head_parameters
 from swinv2_train.models import InputError
 from swinv2_train.models.detection import Detector, Targets
 from swinv2_train.models.detection.box_heads import BoxHead
@@ -22,7 +24,7 @@ from swinv2_train.models.detection.mask_heads import MaskHead
 from swinv2_train.models.detection.pooler import BoxFeatures
 from swinv2_train.models.detection.proposals import ProposalNetwork
 from swinv2_train.models.detection.pyramid import BoxPyramid
-from swinv2_train.models.detection.roi_heads import RoiHeads
+from swinv2_train.models.detection.roi_heads import RoiHeads, Step
 from swinv2_train.models.detection.semantic import SemanticBranch
 from swinv2_train.models.drop_path import drop_path_noise
 from tests.models.detection.made import CANVAS, KINDS, SIZES, detector, objects, scenes, section
@@ -153,6 +155,32 @@ def test_detections_are_inside_of_their_images(kind: str) -> None:
                 assert set(found.classes.tolist()) <= {0, 1, 2}
         model.heads.task.score_threshold = 1.0
         assert [len(found.masks) for found in model(images, sizes)] == [0] * 5
+        model.heads.task.test_flip = True  # which is merged before scores are compared
+        assert [len(found.masks) for found in model(images, sizes)] == [15] * 5
+
+
+def test_soft_suppression_of_a_view_chooses_and_of_an_image_lowers_scores() -> None:
+    """The views of an image are softened together, so in one of them the scores remain."""
+    boxes = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 19], [40, 0, 60, 20], [0, 10, 20, 30]])
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0.3, 0], [0.2, 0]])
+    found = {}
+    for several in (False, True):
+        heads = RoiHeads(section("mask_rcnn", soft_nms=True, nms=0.3, max_detections=3, test_flip=several), 2)
+        found[several] = heads._select(boxes, scores, torch.zeros(4, 2, 4), torch.tensor([30, 60]))
+    assert found[False].scores.tolist() == pytest.approx([0.9, 0.3, 0.2 * (1 - 200 / 600)])
+    assert found[True].scores.tolist() == pytest.approx([0.9, 0.3, 0.2])
+    assert found[False].boxes.tolist() == found[True].boxes.tolist() == boxes[[0, 2, 3]].tolist()
+    heads.task.max_detections = 9
+    every = heads._select(boxes, scores, torch.zeros(4, 2, 4), torch.tensor([30, 60]))
+    assert every.scores.tolist() == pytest.approx([0.9, 0.8, 0.3, 0.2]), "from the highest to the lowest"
+
+
+def test_the_threshold_is_the_lowest_score() -> None:
+    heads = RoiHeads(section("mask_rcnn", score_threshold=0.25), 2)
+    boxes = torch.tensor([[0.0, 0, 20, 20], [40, 0, 60, 20], [20, 0, 40, 20]])
+    scores = torch.tensor([[0.25, 0], [0.2499, 0], [0, 0.75]])
+    found = heads._select(boxes, scores, torch.zeros(3, 2, 4), torch.tensor([30, 60]))
+    assert found.scores.tolist() == [0.75, 0.25]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,26 +341,47 @@ def test_global_attention_sees_every_token_and_drops_branches_by_seed() -> None:
 
 @pytest.mark.slow
 def test_htc_on_the_giant_at_1536_is_laid_out_without_memory() -> None:
-    task = DetectionConfig(
-        detector="htc", masks=True, semantic_classes=183, global_attention=True, class_agnostic=True, num_classes=80
-    )
+    """Forward and backward in training on the device meta, from pixels to the outputs of all heads, by the recipe.
+
+    The choice of proposals, of anchors, and of the boxes of the next stage depends on values, which meta tensors do
+    not have. So each stage begins with given proposals, from which it draws and pools as usual.
+    """
+    config = compose(["+experiment=coco_giant"])
+    assert isinstance(config.task, DetectionConfig)
     with torch.device("meta"):
-        model = Detector(variant("swinv2_giant", window=[32, 32, 32, 16]), task, 80).bfloat16()
-        maps = [torch.empty(1, 512 * 2**stage, *[384 // 2**stage] * 2, dtype=torch.bfloat16) for stage in range(4)]
-        maps[3] = model.global_attention(maps[3].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        levels = model.pyramid(maps)
-        found = model.rpn(levels)
-        embedding, logits = model.semantic(levels)
-        roi = torch.empty(512, 256, 7, 7, dtype=torch.bfloat16)
-        scores, offsets = model.heads.box_heads[2](roi)
-        masks = model.heads.mask_heads[0].logits(torch.empty(128, 256, 14, 14, dtype=torch.bfloat16))
-    assert round(count(model) / 1e6, 1) == 3260.9
-    assert [tuple(level.shape[2:]) for level in levels] == [(384,) * 2, (192,) * 2, (96,) * 2, (48,) * 2, (24,) * 2]
+        model = Detector(config.model, config.task, config.task.num_classes, (1536, 1536)).bfloat16().train()
+        images, labels = torch.empty(1, 3, 1536, 1536, dtype=torch.bfloat16), torch.empty(1, 1536, 1536)
+        seeds = torch.empty(1, dtype=torch.int64)
+    added = head_parameters(stage_geometry(config.model, 1536, 1536), config.task)
+    assert count(model) == count_parameters(config.model) + added == 3_260_907_413
+    levels = model.levels(images, seeds=seeds)
+    assert [tuple(level.shape[1:]) for level in levels] == [(256, side, side) for side in (384, 192, 96, 48, 24)]
+    found = model.rpn(levels)
     assert found.anchors.shape == (589_248, 4)
     assert (found.logits.shape, found.offsets.shape) == ((1, 589_248), (1, 589_248, 4))
+    embedding, logits = model.semantic(levels)
     assert (embedding.shape, logits.shape) == ((1, 256, 192, 192), (1, 183, 192, 192))
-    assert (scores.shape, offsets.shape, masks.shape) == ((512, 81), (512, 1, 4), (128, 80, 28, 28))
-    assert all(parameter.is_meta for parameter in model.parameters())
+    outputs = [found.logits, found.offsets, model.semantic.loss(logits, labels)]
+    corners = 700 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(1))
+    proposals = torch.cat([corners, 1 + 2 * corners], dim=1)
+    target = Targets(proposals[:100].clone(), torch.arange(100) % 80, torch.zeros(0, 4))
+    drawing = Step([target], torch.tensor([[1536, 1536]]), torch.tensor([3]), (1536, 1536))
+    features, heads = BoxFeatures(levels[:-1], 4, embedding), model.heads
+    for stage in range(3):
+        (drawn,) = heads._samples([proposals], drawing, stage, draw=stage)
+        assert (len(drawn.boxes), len(drawn.objects)) == (512, 128)
+        scores, offsets = heads._predict(features, [drawn.boxes], stage)
+        assert (scores.shape, offsets.shape) == ((512, 81), (512, 1, 4))
+        masks = heads.mask_heads.of_stage(features.of_masks([drawn.boxes[:128]]), stage, drawn.classes[:128])
+        assert masks.shape == (128, 28, 28)
+        outputs += [scores, offsets, masks]
+    assert all(output.is_meta and output.dtype == torch.float32 for output in outputs)
+    sum(output.sum() for output in outputs).backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None] == []
+    assert all(parameter.grad.is_meta for parameter in model.parameters())
+    with torch.no_grad():  # of the best 100 detections, the mean of all heads
+        masks = heads.mask_heads.probabilities(features.of_masks([proposals[:100]]), torch.arange(100) % 80)
+    assert (masks.shape, masks.is_meta) == ((100, 28, 28), True)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -9,7 +9,7 @@ from swinv2_train.models.detection import matching
 from swinv2_train.models.detection.matching import BACKGROUND, NEITHER, match, without_crowd
 from swinv2_train.models.detection.sampling import branch_noise, candidate_noise, sample
 from swinv2_train.models.drop_path import drop_path_noise
-from tests.models.detection.made import plain_overlap, random_boxes
+from tests.models.detection.made import LargestTensor, plain_overlap, random_boxes
 
 GENERATOR = torch.Generator().manual_seed(4)
 
@@ -47,6 +47,23 @@ def test_candidates_belong_to_the_object_of_the_rules(
     monkeypatch.setattr(matching, "_PAIRS", 2 * len(candidates))  # two objects at a time
     assert match(candidates, goals, high, low, best_from).tolist() == expected
     assert match(candidates[:0], goals, high, low, best_from).tolist() == []
+
+
+@pytest.mark.parametrize("best_from", [0.3, None])
+def test_memory_does_not_depend_on_the_number_of_objects(
+    monkeypatch: pytest.MonkeyPatch, best_from: float | None
+) -> None:
+    """The largest tensor, by the operations that run: pairs of a part of the objects, of 8 bytes at most each."""
+    monkeypatch.setattr(matching, "_PAIRS", 3000)
+    candidates, sizes = random_boxes(300, GENERATOR), []
+    for count in (10, 400):
+        objects = random_boxes(count, GENERATOR)
+        with LargestTensor() as largest:
+            matched = match(candidates, objects, 0.7, 0.3, best_from)
+            without_crowd(matched, candidates, objects)
+        sizes.append(largest.bytes)
+    assert sizes[0] == sizes[1] <= 3000 * 8
+    assert sizes[0] > 300 * 4 * 4, "larger than the boxes themselves"
 
 
 def test_of_equal_objects_a_candidate_gets_the_first_and_the_last_if_it_is_the_best() -> None:

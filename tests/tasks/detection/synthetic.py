@@ -6,10 +6,12 @@ import contextlib
 import copy
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from swinv2_train.data.object_masks import bitmap, encoded
 from swinv2_train.tasks.detection.masks import pasted
 from swinv2_train.tasks.detection.metrics import results_json
 from swinv2_train.tasks.detection.records import Category, Found, ImageRecord
@@ -57,16 +59,44 @@ def _found(rng: np.random.Generator, truth: Found, size: tuple[int, int], *, emp
     return Found(boxes, classes, scores, pasted(shapes, boxes, size))
 
 
+def disturbed(record: ImageRecord) -> Found:
+    """Detections of an evaluation by a model that is neither bad nor perfect: most objects, some a pixel off, some of
+    class 1 as class 0, masks without their first rows, and a false alarm."""
+    size, rng = record.size, np.random.default_rng([7, int(record.image_id)])
+    truth = record.truth.chosen(~record.truth.is_crowd & (rng.random(len(record.truth)) < 0.9))
+    assert truth.masks is not None
+    boxes, masks = [np.array([1.0, 1.0, 12.0, 9.0])], [np.zeros(size, np.uint8)]
+    masks[0][1:9, 1:12] = 1
+    for box, mask in zip(truth.boxes, truth.masks, strict=True):
+        assert mask is not None
+        down, right = (int(pixels) for pixels in rng.integers(0, 2, 2))
+        boxes.append(box + np.array([right, down, right, down]))
+        masks.append(np.pad(bitmap(mask, size), ((down, 0), (right, 0)))[: size[0], : size[1]])
+        masks[-1][: int(box[1]) + 2] = 0
+    classes = np.concatenate([[1], np.where((truth.classes == 1) & (rng.random(len(truth)) < 0.15), 0, truth.classes)])
+    limits = np.array([size[1], size[0]] * 2)
+    scores = np.sort(rng.integers(1, 10, len(boxes)) / 10)[::-1].astype(np.float32)
+    found = np.stack(boxes).clip(0, limits).astype(np.float32)
+    order = rng.permutation(len(boxes))
+    return Found(found[order], classes[order], scores, [encoded(masks[place]) for place in order])
+
+
 def judged(records: Mapping[int, ImageRecord], categories: Sequence[Category], kind: str) -> list[float]:
     """The twelve numbers of pycocotools, from the results JSON and the original ids."""
+    return judge(truth_json(records, categories), copy.deepcopy(results_json(records, categories, kind)), kind)
+
+
+def judge(annotations: dict[str, Any] | Path, results: list[dict[str, Any]] | Path, kind: str) -> list[float]:
+    """The twelve numbers of pycocotools, from contents or files; kind is box or mask."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth = COCO()
-    truth.dataset = truth_json(records, categories)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        found = truth.loadRes(copy.deepcopy(results_json(records, categories, kind)))
+        truth = COCO(str(annotations)) if isinstance(annotations, Path) else COCO()
+        if isinstance(annotations, dict):
+            truth.dataset = annotations
+            truth.createIndex()
+        found = truth.loadRes(str(results) if isinstance(results, Path) else results)
         evaluation = COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
         evaluation.evaluate()
         evaluation.accumulate()

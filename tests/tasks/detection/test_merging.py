@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.data.object_masks import run_lengths
 from swinv2_train.models.detection.structures import Detections
+from swinv2_train.tasks.detection.inference import Inference
+from swinv2_train.tasks.detection.inference import detections as find
 from swinv2_train.tasks.detection.merging import as_found, averaged, in_original, softened
 
 
@@ -31,6 +34,38 @@ def test_views_return_to_the_original() -> None:
     assert back.masks[0, :, 14:].min() == 1.0
     assert back.masks[0, :, :14].max() == 0.0
     assert in_original(view).boxes.tolist() == view.boxes.tolist()
+
+
+@pytest.mark.parametrize("soft_nms", [False, True])
+def test_scores_are_compared_with_the_threshold_after_merging(soft_nms: bool) -> None:
+    """The first object is faint in one of two views, the second in both, the third is missing in one."""
+    boxes = [[0.0, 0.0, 20.0, 20.0], [40.0, 0.0, 60.0, 20.0], [80.0, 0.0, 100.0, 20.0]]
+    plain = detections(*((box, score, 0) for box, score in zip(boxes, (0.3, 0.08, 0.15), strict=True)))
+    mirrored = in_original(detections((boxes[0], 0.06, 0), (boxes[1], 0.07, 0)), mirrored=100.0)
+    seen = iter([[plain], [mirrored]])
+    task = DetectionConfig(score_threshold=0.1, test_flip=True, soft_nms=soft_nms)
+    images = torch.zeros(3, 20, 100)
+    found = find(lambda *_: next(seen), [images], (20, 100), Inference.of(task))
+    expected = [(boxes[0], 0.3), (boxes[2], 0.15)] if soft_nms else [(boxes[0], 0.18)]
+    assert found.boxes.tolist() == [box for box, _ in expected]
+    assert found.scores.tolist() == pytest.approx([score for _, score in expected])
+    assert (task.view_threshold, DetectionConfig(test_scales=[1.0, 2.0]).view_threshold) == (0.001, 0.001)
+    assert (DetectionConfig().view_threshold, DetectionConfig(score_threshold=0.0, test_flip=True).view_threshold) == (
+        0.05, 0.0,
+    )  # fmt: skip
+
+
+def test_views_are_softened_once_and_even_if_there_is_one() -> None:
+    """Two detections of an object overlap by a half, and by nothing else: its lower score counts half, not a quarter.
+    Only the figure of training samples has one of several views. The threshold is the lowest score."""
+    rows = [([0.0, 0.0, 20.0, 20.0], 0.9, 0), ([0.0, 0.0, 20.0, 10.0], 0.8, 0)]
+    task = DetectionConfig(score_threshold=0.4, nms=0.3, test_scales=[1.0, 2.0], soft_nms=True)
+    images = torch.zeros(3, 20, 100)
+    (first, second) = find(lambda *_: [detections(*rows)], [images], (20, 100), Inference.of(task)).scores.tolist()
+    assert (first, second) == pytest.approx((0.9, 0.4))
+    task.test_scales = [1.0]  # softened by the model
+    alone = find(lambda *_: [detections(*rows)], [images], (20, 100), Inference.of(task))
+    assert alone.scores.tolist() == pytest.approx([0.9, 0.8])
 
 
 def test_detections_become_a_record() -> None:

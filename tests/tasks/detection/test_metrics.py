@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -166,6 +168,24 @@ def test_without_detections_everything_known_is_zero(every: dict[int, ImageRecor
     assert results_json(none, CATEGORIES) == []
     assert scores.confusion is not None
     assert scores.confusion[:, -1].tolist() == [*scores.truths[:4], 0, 0]
+
+
+def test_the_memory_of_an_evaluation_is_a_few_kilobytes_per_detection() -> None:
+    """By the most that Python allocates; masks are not unpacked, whatever their size."""
+    images = {n: copy.deepcopy(record) for n, record in records(12).items()}
+    counts = [sum(len(one.found) + len(one.truth) for one in images.values())]
+    detection_metrics(images, CATEGORIES, masks=True)  # modules and caches
+    more = {n: copy.deepcopy(images[n % 12]) for n in range(36)}
+    for number, record in more.items():
+        record.image_id = number
+    counts.append(3 * counts[0])
+    peaks = []
+    for every in (images, more):
+        tracemalloc.start()
+        detection_metrics(every, CATEGORIES, masks=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (counts[1] - counts[0]) < 3000
 
 
 def test_a_hundred_detections_of_a_class_count() -> None:

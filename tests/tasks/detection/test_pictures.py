@@ -48,6 +48,15 @@ def test_boxes_masks_and_names_have_the_color_of_the_class() -> None:
     assert object_color(0) != (0, 0, 0)  # which a label map has for the background
 
 
+def test_a_single_class_needs_no_names() -> None:
+    white = np.ones((3, *SIZE), np.float32)
+    plates = [
+        share(detection_picture(white, found([LEFT], [0], [0.9]), SIZE, names), object_color(0))
+        for names in (["kite"], ["kite", "crab"])
+    ]
+    assert 0 < plates[0] < plates[1]
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_dark_images_of_16_bits_are_stretched(channels: int) -> None:
     dark = np.zeros((channels, *SIZE), np.float32)

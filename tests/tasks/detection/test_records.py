@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.objects import Objects
+from swinv2_train.models.detection import Detections
 from swinv2_train.tasks.detection.masks import sampled
+from swinv2_train.tasks.detection.merging import as_found
 from swinv2_train.tasks.detection.records import Found, in_order
 from tests.tasks.detection.synthetic import records
 
@@ -55,6 +58,24 @@ def test_the_order_is_that_of_the_ids() -> None:
     assert ids[:-2] == sorted(ids[:-2])
     assert in_order(dict(reversed(every.items()))) == ordered
     assert [record is every[0] for record in ordered if record.image_id == every[0].image_id] == [True, False]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_detections_need_few_bytes(masks: bool) -> None:
+    """As arrays, and masks as run lengths, whose size depends on the outline and not on the area of the image."""
+    sizes = {}
+    for count, side in ((100, 50.0), (200, 50.0), (200, 100.0)):
+        corners = np.random.default_rng(0).uniform(0, 4000, (count, 2))
+        boxes = torch.from_numpy(np.concatenate([corners, corners + side], axis=1)).float()
+        shape = torch.from_numpy(np.hypot(*np.mgrid[-1:1:28j, -1:1:28j]) < 0.9).float().expand(count, -1, -1)
+        found = as_found(
+            Detections(boxes, torch.ones(count), torch.zeros(count, dtype=torch.int64), shape if masks else None),
+            (4200, 4200),
+        )
+        assert [part.dtype for part in (found.boxes, found.scores, found.classes)] == [np.float32, np.float32, np.int64]
+        sizes[count, side] = len(pickle.dumps(found))
+    assert (sizes[200, 50.0] - sizes[100, 50.0]) / 100 < (28 + 300 if masks else 28.1)
+    assert sizes[200, 100.0] <= (2.2 if masks else 1) * sizes[200, 50.0]
 
 
 def test_records_travel_between_ranks() -> None:

@@ -227,23 +227,21 @@ def test_the_card_names_the_classes_and_their_original_ids() -> None:
     table = [(2, "tile"), (None, "brick"), (90, "kite")]
     task = make(card(table))
     assert [(one.id, one.name) for one in task.categories] == [(2, "tile"), (1, "brick"), (90, "kite")]
-    assert [one.id for one in make().categories] == [0, 1, 2]
+    assert [one.id for one in make().categories] == [1, 2, 3]
     assert [one.name for one in make(card(table), label="boxes.json").categories] == ["class 0", "class 1", "class 2"]
-    assert [one.id for one in make(card(table[:2])).categories] == [0, 1, 2]  # it does not name every class
+    assert [one.id for one in make(card(table[:2])).categories] == [1, 2, 3]  # it does not name every class
 
 
 def test_data_that_does_not_fit_is_refused_or_reported() -> None:
-    for found, settings, message in (
-        (None, {"num_classes": 0}, "no dataset card with categories: set their number"),
-        (Card(class_counts=Counter({0: 3})), {}, "task.label=objects.json: the shards have classes of whole images"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            make(found, **settings)
+    with pytest.raises(ConfigError, match="no dataset card with categories: set their number"):
+        make(None, num_classes=0)
     table = [(2, "tile"), (7, "brick"), (90, "kite")]
     full = card(table, masks=100, largest=1001)
     assert make().warnings(None) == []
     assert make().warnings(card(table, masks=100, largest=1000)) == []
     assert "an image of data.shards has 1,001 objects" in make().warnings(full)[0]
+    named = card(table, masks=100, largest=1001, largest_image="harbor/7")
+    assert "the image harbor/7 of data.shards has 1,001 objects" in make().warnings(named)[0]
     partial = make().warnings(card(table, masks=99))
     assert partial == [
         "task.masks=true: 99 of the 100 objects of data.shards have a mask; the others train only boxes, and held-out "

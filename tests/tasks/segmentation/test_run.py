@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +15,14 @@ from swinv2_train.cli.evaluate import main as evaluate_command
 from swinv2_train.config.tasks import SimMIMConfig
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.tasks.segmentation.task import Segmentation
-from swinv2_train.tasks.task import Losses
 from tests.checkpoint.weights import load_weights
 from tests.engine.threads import on_ranks
 from tests.evaluated import save_weights
 from tests.faults.job import FaultyRun
 from tests.faults.nursery import Nursery
-from tests.runs import comparable, losses, metrics, run_here
+from tests.runs import comparable, cut_short, losses, metrics, origins, run_here
 from tests.segmented import make_segmented_data, make_segmented_shard, tiny_segmentation
+from tests.tasks.refused import refuse_and_replay
 
 LAST = "step-00000004"
 
@@ -44,14 +42,6 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "whole"
 
 
-def half(run: Path, copy: Path) -> None:
-    """Copy a run as if it had been killed after its middle checkpoint."""
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "checkpoints" / LAST)
-    for name in ("status.json", "report.html"):
-        (copy / name).unlink(missing_ok=True)
-
-
 def command(run: Path, shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     simmim = run.parent / "simmim.safetensors"
     return tiny_segmentation(shards, run_dir, f"init_from={simmim}", *overrides)
@@ -59,10 +49,9 @@ def command(run: Path, shards: Path, run_dir: Path, *overrides: str) -> list[str
 
 @pytest.mark.slow
 def test_a_run_from_simmim_measures_and_draws(run: Path) -> None:
-    table = (run / "init_from.txt").read_text().splitlines()
-    origins = dict(line.split(maxsplit=2)[:2] for line in table if "  " in line)
-    assert origins["decoder.classifier.weight"] == "new"
-    assert origins["layers.0.blocks.0.attn.qkv.weight"] == "loaded"
+    found = origins(run)
+    assert found["decoder.classifier.weight"] == "new"
+    assert found["layers.0.blocks.0.attn.qkv.weight"] == "loaded"
     steps = [row for row in metrics(run) if "lr" in row]
     factors = {"cross_entropy": 1, "auxiliary": 1, "dice": 1}  # logged with their factors
     for row in steps:
@@ -76,7 +65,7 @@ def test_a_run_from_simmim_measures_and_draws(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_like_its_twin(run: Path, shards: Path, tmp_path: Path) -> None:
-    half(run, tmp_path / "half")
+    cut_short(run, tmp_path / "half")
     assert run_here(command(run, shards, tmp_path / "half")) == FINISHED
     assert comparable(tmp_path / "half") == comparable(run)
     ours, twin = (load_weights(path / "checkpoints" / LAST) for path in (tmp_path / "half", run))
@@ -124,22 +113,9 @@ def compare(run_dir: Path, twin_dir: Path, steps: int) -> None:
 
 @pytest.mark.slow
 def test_a_refused_step_is_replayed(run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    half(run, tmp_path / "half")
-    real = Segmentation.loss
-
-    def poisoned(self: Segmentation, model: torch.nn.Module, batch: dict[str, Any]) -> Losses:
-        terms = real(self, model, batch).terms
-        bad = float("nan") if 21 in batch["position"].tolist() else 1.0
-        return Losses({**terms, "dice": terms["dice"] * bad})
-
-    monkeypatch.setattr(Segmentation, "loss", poisoned)
-    assert run_here(command(run, shards, tmp_path / "half", "guard.policy=skip", "optim.steps=3")) == FINISHED
-    (incident,) = (tmp_path / "half" / "incidents").glob("*.json")
-    assert run_here([f"replay={incident}"]) == FINISHED
-    report = json.loads((incident.with_suffix("") / "replay.json").read_text())
-    assert report["same_to_the_bit"]
-    assert report["worst_samples"][0]["position"] == 21
-    assert list(incident.with_suffix("").rglob("*worst-samples-*.png"))
+    half = cut_short(run, tmp_path / "half")
+    skipping = command(run, shards, half, "guard.policy=skip", "optim.steps=3")
+    refuse_and_replay(monkeypatch, Segmentation, "dice", 21, skipping)
 
 
 @pytest.mark.slow
