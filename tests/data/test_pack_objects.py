@@ -91,7 +91,7 @@ def test_the_order_of_keys_and_entries_changes_nothing(tmp_path: Path, images: P
     packed(images, write_coco(tmp_path, content), tmp_path / "one")
     turned = {key: content[key][::-1] for key in ("annotations", "categories", "images")}
     turned["annotations"] = content["annotations"]
-    packed(images, write_coco(tmp_path, turned, "turned.json"), tmp_path / "two", how=PackRun(workers=1))
+    packed(images, write_coco(tmp_path, turned), tmp_path / "two", how=PackRun(workers=1))
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
     assert (tmp_path / "one/train.dataset.json").read_bytes() == (tmp_path / "two/train.dataset.json").read_bytes()
 
