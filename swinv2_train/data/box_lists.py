@@ -127,7 +127,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         fix = f"; {_FOLDER}" if isinstance(error, IsADirectoryError) else ""
         raise DataError(f"--boxes {path} cannot be read ({error.strerror}){fix}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"--boxes {path} is not a CSV in UTF-8 ({error})") from None
+        raise DataError(
+            f"--boxes {path} is not a CSV in UTF-8 ({error}): save it as one (in Excel: CSV UTF-8)"
+        ) from None
 
 
 def _columns(path: Path, header: list[str]) -> tuple[list[int], bool]:

@@ -136,7 +136,8 @@ def _check_start(path: Path) -> None:
         raise _unreadable(path, error) from None
     if start.startswith(_WIDE) or b"\0" in start:
         wide = "UTF-32" if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) else "UTF-16"
-        raise DataError(f"--coco {path} is in the encoding {wide}, or is not a text: save it as UTF-8")
+        what = f"has the encoding {wide}" if start.startswith(_WIDE) else "has zero bytes, as UTF-16 without a mark has"
+        raise DataError(f"--coco {path} {what}: save it as UTF-8")
     if start.startswith(b"["):
         raise DataError(f"--coco {path} is a list, as results are; annotations are {_FORM}")
     if not start.startswith(b"{"):

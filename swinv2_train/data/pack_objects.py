@@ -18,7 +18,6 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.object_store import Annotations, ListedImage
 from swinv2_train.data.pack_entries import Entry, Source, SourceObjects
 from swinv2_train.data.voc_xml import read_voc
-from swinv2_train.text import counted
 
 _SHOWN = 5
 READERS: dict[str, Callable[[Path, Sequence[Category] | None], Annotations]] = {
@@ -163,10 +162,10 @@ def _several(image: ListedImage, candidates: Mapping[str, Sequence[str]]) -> str
     for name in (image.name, image.other_name):
         found = candidates.get(os.path.basename(_plain(name)), ()) if name else ()
         if len(found) > 1:
-            first, second = sorted(found)[:2]
-            more = f" and {len(found) - 2:,} more" if len(found) > 2 else ""
-            how = "move its XML file as far into its folder as the image is in its own" if by_stem else "give its path"
-            return f"{counted(len(found), 'file')} have this name, {first} and {second}{more}; {how}"
+            listed = ", ".join(sorted(found)[:_SHOWN]) + (", ..." if found[_SHOWN:] else "")
+            place = f"{os.path.splitext(min(found))[0]}.xml"
+            how = f"place its XML file as the image is, such as {place} in its folder" if by_stem else "give its path"
+            return f"{len(found)} files have this name: {listed}; {how}"
     return None
 
 

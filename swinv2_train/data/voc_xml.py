@@ -75,7 +75,7 @@ def _read(file: Path, folder: Path, number: int) -> tuple[ListedImage, list[dict
     stem = os.path.splitext(os.path.relpath(file, folder))[0]
     sides = [int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width")]
     size = (sides[0], sides[1]) if min(sides) > 0 else None
-    return ListedImage(number, stem, size=size, other_name=root.findtext("filename")), list(_objects(root))
+    return ListedImage(number, stem, size=size, other_name=root.findtext("filename") or ""), list(_objects(root))
 
 
 def _objects(root: ElementTree.Element) -> Iterator[dict[str, Any]]:
