@@ -59,7 +59,7 @@ def check_classes(num_classes: int, card: Card | None, held_out: Card | None) ->
                 fix = f"pack them again with --class-names of {key}, or {fix}"
                 raise DataError(f"{key} has {one.num_classes} classes, and data.shards has {own}: {fix}")
             if one is card:
-                fix = "write task.num_classes=0, which takes the number from the data"
+                fix = "write task.num_classes=0, with which a new run takes the number from the data"
             raise DataError(f"{key} has {one.num_classes} classes, but task.num_classes={num_classes}: {fix}")
     check_same_numbers({"data.shards": card, "data.eval_shards": held_out})
 

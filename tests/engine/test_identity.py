@@ -100,24 +100,6 @@ def test_data_that_were_packed_again_are_refused_or_accepted(
         assert run_here(command(other, run_dir, "optim.steps=3")) == FINISHED, "it is the data of the run now"
 
 
-@pytest.mark.slow
-def test_a_value_that_the_data_decided_is_refused_in_the_name_of_the_data(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = packed(tmp_path / "data", ["0", "1"])
-    for more, sentence in (
-        (
-            ["task.num_classes=0"],
-            f"has 2 classes, and the run in {trained} was started with 3 classes; use data such as",
-        ),
-        (["task.num_classes=2"], f"task.num_classes=2: the run in {trained} was started with 3; set it back"),
-    ):
-        assert run_here(command(other, trained, "launch.dry_run=true", *more)) == WRONG_USE
-        message = capsys.readouterr().err
-        assert sentence in message
-        assert message.startswith("swinv2-train: data.shards=12 samples in 1 shard") == (more == ["task.num_classes=0"])
-
-
 @pytest.mark.parametrize(
     ("task", "key", "before", "now", "words"),
     [
