@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Identity:
     """By section: values of fields that checkpoints of earlier versions do not record."""
     allow: Sequence[str] = ()
     """See `resume.allow`."""
+    from_data: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
+    """Keys that the training data decided, each with a function that describes data with a value."""
 
     def differences(self, saved: Mapping[str, Any]) -> list[Difference]:
         """Return every difference from the metadata of a checkpoint, most important first."""

@@ -100,7 +100,7 @@ def add_pack(commands: Any) -> None:
     )
     add("--seed", type=whole(), default=0, help="determines the order and the split (default: %(default)s)")
     add("--workers", type=whole(0), metavar="N", help="processes (default: one per core); 0: only this one")
-    add("--overwrite", action="store_true", help="replace shards in OUT that were packed from another source")
+    add("--overwrite", action="store_true", help="replace shards in OUT of another source or other annotations")
     pack.set_defaults(run=_pack)
 
 

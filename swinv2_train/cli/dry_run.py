@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swinv2_train.checkpoint.identity import identity
 from swinv2_train.cli.checks import batch_doubts, finish
 from swinv2_train.cli.samples import Samples, count_samples
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
-from swinv2_train.engine.identity import saved_metadata
+from swinv2_train.engine.identity import check_same_run, refuse_used, run_identity, saved_metadata
 from swinv2_train.engine.origin import origin_of
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.launch.environment import joined
@@ -50,8 +52,11 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     from swinv2_train.tasks.classes import check_held_out_classes, unused_classes
 
     samples = count_samples(config, required=False)
+    from_data = config.task.open_fields()
     # A recipe may be inspected before its weights exist.
     finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
+    if config.launch.dry_run:  # a config can be printed whether or not it belongs to the run in its directory
+        _check_resume(config, samples, from_data)
     if not config.not_packed:
         check_held_out_classes(config, samples.card)
         check_held_out_channels(config, samples.held_out.card if samples.held_out else None)
@@ -70,11 +75,23 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         too_large = check_fit(config, plan, _gpu(config.launch, device, num_ranks), selection(config).frozen)
         place = origin_of(config)
         changed = batch_doubts(config, saved_metadata(place.run_dir, config, place.step))
-        for line in [*too_large, *changed, *doubts(config, plan), *unused, *samples.warnings]:
+        of_data = config.task.data_doubts(samples.card)
+        for line in [*too_large, *changed, *doubts(config, plan), *unused, *of_data, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))
     return FINISHED
+
+
+def _check_resume(config: Config, samples: Samples, from_data: Sequence[str]) -> None:
+    """Refuse a resume that the run would refuse when it starts. Without shards, the data are not compared.
+
+    Raises ConfigError.
+    """
+    refuse_used(config)
+    place = origin_of(config)
+    own = identity(config) if samples.shards is None else run_identity(config, samples.shards, from_data)
+    check_same_run(place.run_dir, own, place.step)
 
 
 def _exists(path: str) -> bool:

@@ -31,7 +31,7 @@ from swinv2_train.config.overrides import refuse_hydra_keys, refuse_no_experimen
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.identity import check_same_run, is_used, run_identity
+from swinv2_train.engine.identity import check_same_run, refuse_used, run_identity
 from swinv2_train.engine.origin import origin_of
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
@@ -187,7 +187,7 @@ def _run_rank(config: Config, stop: StopRequest | None, *, launched: bool, begin
         if launched:
             config.freeze()  # the command that started this rank has completed and checked it
         else:
-            _refuse_used(config)
+            refuse_used(config)
     except Exception as error:
         if code_of(error) is None:
             raise
@@ -215,7 +215,7 @@ def _only_start(config: Config) -> Iterator[None]:
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
     try:
-        _refuse_used(config)
+        refuse_used(config)
         yield
     finally:
         lock.release()
@@ -248,7 +248,7 @@ def _check(config: Config) -> Samples:
     from swinv2_train.data.channel_statistics import check_held_out_channels
 
     samples = count_samples(config, required=True)
-    _refuse_used(config)
+    refuse_used(config)
     assert samples.shards is not None  # `required=True` above
     _complete(config, samples.shards)
     check_held_out_channels(config, samples.held_out.card if samples.held_out else None)
@@ -257,19 +257,10 @@ def _check(config: Config) -> Samples:
 
 def _complete(config: Config, shards: ShardSet) -> None:
     """Complete and freeze a config from its training shards, and check that its directory belongs to this run."""
+    from_data = config.task.open_fields()
     finish(config, shards.card)
     place = origin_of(config)
-    check_same_run(place.run_dir, run_identity(config, shards), place.step)
-
-
-def _refuse_used(config: Config) -> None:
-    directory = Path(config.run.dir)
-    if config.resume.mode == "never" and is_used(directory):
-        raise ConfigError(
-            "resume",
-            "never",
-            f"the directory {directory} already contains a run; use another run.dir, or resume=auto to continue it",
-        )
+    check_same_run(place.run_dir, run_identity(config, shards, from_data), place.step)
 
 
 def _launch(config: Config, samples: Samples) -> int | None:

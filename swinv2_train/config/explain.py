@@ -41,7 +41,11 @@ def wrong_type(text: str) -> tuple[str, str | None] | None:
 
 
 def must_be_list(key: str, value: str) -> str:
-    """Return the fix of a value of a key that must be a list."""
+    """Return the fix of a value of a key that must be a list; of a pair, with its default as an example."""
+    lists = (spec.default_factory() for name, spec in schema_fields() if name == key and callable(spec.default_factory))
+    pair = next((value for value in lists if isinstance(value, list) and len(value) == 2), None)
+    if pair is not None:
+        return f"must be a pair of values: write {key}={str(pair).replace(' ', '')}, for example"
     return f"must be a list: write {key}=[{value}]" if re.fullmatch(r"[^][{}()]+", value) else _LIST
 
 

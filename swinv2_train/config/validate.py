@@ -69,7 +69,7 @@ def validate_data(config: Config) -> None:
             raise ConfigError(
                 f"data.augment.{key}",
                 bounds,
-                "must be a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""),
+                "must be a pair [low, high] above 0" + (" and up to 1" if key == "scale" else "") + ", low first",
             )
     for key in ("hflip", "vflip"):
         share(f"data.augment.{key}", getattr(data.augment, key))

@@ -1,4 +1,4 @@
-"""Check that the boxes of a data set are x, y, width, and height in pixels, as COCO has them, and nothing else."""
+"""Check that the boxes of a data set mean what their form says, in pixels: of COCO x, y, width, and height."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from swinv2_train.reading import finite_number
 
 _FEWEST = 4
 """Boxes that are needed to conclude anything from most of them."""
-_EXPECTED = "bbox must be [x, y, width, height] in pixels"
+_COCO = "bbox must be [x, y, width, height]"
 
 
 @dataclass
 class BoxCheck:
     """Counts over the boxes, from which another meaning of their numbers shows."""
 
+    form: str = _COCO
+    """The numbers as the source should have them, for messages."""
     count: int = 0
     fractions: int = 0
     """Boxes without a number above 1."""
@@ -45,10 +47,11 @@ class BoxCheck:
         """Check the counts. Raises DataError if most boxes mean something else."""
         if self.count < _FEWEST:
             return
+        expected = f"{self.form} in pixels"
         if self.fractions > 0.9 * self.count:
-            raise DataError(f"{where}: its boxes are fractions of the image; {_EXPECTED}")
+            raise DataError(f"{where}: its boxes are fractions of the image; {expected}")
         leave = f"{self.leaving:,} of {self.count:,} boxes leave their image"
         if self.like_corners > 0.98 * self.count and self.leaving > 0.1 * self.count:
-            raise DataError(f"{where}: its boxes look like [left, top, right, bottom], because {leave}; {_EXPECTED}")
+            raise DataError(f"{where}: its boxes look like [left, top, right, bottom], because {leave}; {expected}")
         if self.leaving > 0.5 * self.count:
-            raise DataError(f"{where}: {leave}; {_EXPECTED} of an image with the stated width and height")
+            raise DataError(f"{where}: {leave}; {expected} of an image with the stated width and height")

@@ -141,6 +141,14 @@ class ObjectFacts:
         return 0 < self.total == self.masks
 
     @property
+    def nothing(self) -> str | None:
+        """Reason why no object can be learned; None if there are objects."""
+        if self.total or not self.images:
+            return None
+        only = f"there are only crowd regions ({self.crowd:,})" if self.crowd else "no image has one"
+        return f"no object can be learned: {only}"
+
+    @property
     def num_classes(self) -> int | None:
         """Number of categories, or as the highest number of an object implies it; None without an object."""
         return len(self.categories) or (max(self.objects) + 1 if self.objects else None)
@@ -184,6 +192,7 @@ class ObjectFacts:
         mean = self.total / self.images if self.images else 0.0
         rows = [
             ("objects", f"{self.total:,}, {mean:.1f} per image, at most {self.largest:,}"),
+            *([("objects to learn", f"none: {self.nothing.partition(': ')[2]}")] if self.nothing else []),
             ("images without objects", f"{self.empty:,}"),
             ("masks", f"{self.masks:,} of {self.total:,} objects"),
             ("small, medium, large", f"{self.small:,}, {self.medium:,}, {self.large:,}"),

@@ -6,10 +6,11 @@ The names and ids of the images are.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -29,7 +30,10 @@ _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _DAMAGED = (OSError, EOFError, zlib.error)
 """Errors of a file that is missing or of which the compression is damaged."""
+_NO_IMAGE, _NO_CATEGORY = "unknown image", "unknown category"
 _SEVERAL = "pack the images of each file by its own command, with --split NAME and --class-names TRAIN.dataset.json"
+_FOLDER = "it is one file of JSON, and --voc FOLDER reads a folder of XML files"
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FORM = '{"images": [...], "annotations": [...], "categories": [...]}'
 
 
@@ -60,20 +64,24 @@ def read_coco(path: Path, known: Sequence[Category] | None) -> Annotations:
                 "each image its own"
             )
     writer, cleaning, boxes = StoreWriter(), Cleaning(), BoxCheck()
-    count = 0
-    for number, one in _items(path, "annotations"):
+    count, first = 0, None
+    for number, one in _items(path, "annotations", may_be_empty=True):
         count += 1
         place, category = places.get(_identity(one, "image_id")), numbers.get(_identity(one, "category_id"))
         if "segments_info" in one:
             raise DataError(f"{path} is for panoptic segmentation: use the annotations of its instances")
         if place is None or category is None:
+            if not cleaning.counts:
+                first = _identity(one, "image_id" if place is None else "category_id")
             cleaning.add(*_dropped(number, one, None if place is None else images[place]))
             continue
         boxes.add(one.get("bbox"), images[place].size)
         writer.add(place, one | {"category": category, "id": _identity(one, "id")})
     if count and count == sum(dropped for dropped, _ in cleaning.counts.values()):
         kind, (_, names) = next(iter(cleaning.counts.items()))
-        raise DataError(f"{path}: none of its {count:,} annotations can be used: {DROPPED[kind]} ({names[0]})")
+        known: Iterable[int | str] = places if kind == _NO_IMAGE else numbers
+        which = "its only annotation cannot" if count == 1 else f"none of its {count:,} annotations can"
+        raise DataError(f"{path}: {which} be used: {DROPPED[kind]} ({names[0]}){_other_type(first, known)}")
     boxes.check(str(path))
     return Annotations(path, categories, images, writer.finish(), cleaning)
 
@@ -82,8 +90,17 @@ def _dropped(number: int, one: dict[str, Any], image: ListedImage | None) -> tup
     """Return the kind and the name of an annotation without an image or category."""
     name = f"annotation {one['id']}" if "id" in one else f"annotations[{number}]"
     if image is None:
-        return "unknown image", f"{name}: image_id {one.get('image_id')!r:.40}"
-    return "unknown category", f"{image.name}: {name}: category_id {one.get('category_id')!r:.40}"
+        return _NO_IMAGE, f"{name}: image_id {one.get('image_id')!r:.40}"
+    return _NO_CATEGORY, f"{image.name}: {name}: category_id {one.get('category_id')!r:.40}"
+
+
+def _other_type(identity: int | str | None, known: Iterable[int | str]) -> str:
+    """Return a remedy if an id is known with another type: a number that is written as a text, or the reverse."""
+    same = next((one for one in known if one != identity and str(one) == str(identity)), None)
+    if same is None:
+        return ""
+    here, there = ("a text", "the number") if isinstance(identity, str) else ("a number", "the text")
+    return f"; {identity!r} is {here}, and the list has {there} {same!r}: write both in the same way"
 
 
 def _category(path: Path, number: int, one: dict[str, Any]) -> Category:
@@ -117,14 +134,25 @@ def _check_start(path: Path) -> None:
             start = file.read(512).removeprefix(_BOM).lstrip()
     except _DAMAGED as error:
         raise _unreadable(path, error) from None
+    if start.startswith(_WIDE) or b"\0" in start:
+        wide = "UTF-32" if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) else "UTF-16"
+        what = f"has the encoding {wide}" if start.startswith(_WIDE) else "has zero bytes, as UTF-16 without a mark has"
+        raise DataError(f"--coco {path} {what}: save it as UTF-8")
     if start.startswith(b"["):
         raise DataError(f"--coco {path} is a list, as results are; annotations are {_FORM}")
     if not start.startswith(b"{"):
         raise DataError(f"--coco {path} is not JSON; annotations are {_FORM}")
 
 
-def _items(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and content of every entry of a list. Raises DataError if there is none."""
+def _items(path: Path, key: str, *, may_be_empty: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and content of every entry of a list.
+
+    Args:
+        may_be_empty: accept a list without entries.
+
+    Raises:
+        DataError: if there is no list, or nothing in it.
+    """
     import ijson
 
     number = -1
@@ -139,8 +167,16 @@ def _items(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"--coco {path} is not intact JSON ({reason}, after {number + 1:,} {key})") from None
         except _DAMAGED as error:
             raise _unreadable(path, error) from None
-    if number < 0:
+    if number < 0 and not (may_be_empty and _is_list(path, key)):
         raise DataError(f"--coco {path} has no {key}; annotations are {_FORM}")
+
+
+def _is_list(path: Path, key: str) -> bool:
+    """Return whether a key has a list, in a file without damage."""
+    import ijson
+
+    with _opened(path) as file:
+        return (key, "start_array", None) in ijson.parse(_Strict(file))
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -154,6 +190,10 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     several = isinstance(error, FileNotFoundError) and set(str(path)) & set(",*?[")
     fix = f"; it is one file: {_SEVERAL}" if several else ""
+    if isinstance(error, IsADirectoryError):
+        fix = f"; {_FOLDER}"
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        fix = "; its compression is damaged or cut off: copy or download it again"
     return DataError(f"--coco {path} cannot be read ({reason}){fix}")
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _NAMED = 10
+REVERSED, NO_BNDBOX = "reversed", "no bndbox"
 DROPPED = {
     "unknown image": "the image is not listed",
     "unknown category": "the category is not listed",
     "no box": "neither a bbox nor a segmentation",
+    NO_BNDBOX: "the object has no bndbox with xmin, ymin, xmax, and ymax",
+    REVERSED: "the right side is left of the left one, or the bottom above the top",
     "no numbers": "the bbox is not four finite numbers",
     "outside": "the box is outside of the image, or the mask is, or leaves it by more than its size",
     "degenerate": "the box is less than 1 pixel wide or high",

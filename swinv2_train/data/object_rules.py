@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.object_cleaning import Cleaning
+from swinv2_train.data.object_cleaning import REVERSED, Cleaning
 from swinv2_train.data.object_geometry import turned_upright
 from swinv2_train.data.object_masks import mask_area, mask_box, rle_of
 from swinv2_train.data.object_store import Annotated
@@ -108,6 +108,8 @@ class _Cleaner:
             left, top, width, height = (float(number or 0.0) for number in numbers)
             right, bottom = left + width, top + height
         tall, wide = self.size
+        if right < left or bottom < top:
+            raise _Dropped(REVERSED)
         if right - left < _LEAST or bottom - top < _LEAST:
             raise _Dropped("degenerate")
         if left >= wide or top >= tall or right <= 0 or bottom <= 0:

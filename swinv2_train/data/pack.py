@@ -143,6 +143,7 @@ class PackReport:
                 f"the {samples} differ in their number of channels ({counts}), and no model reads them all: pack again "
                 "with --channels to keep one kind"
             )
+        lines += self._without_objects
         types = sum((stats.types for card in self.cards.values() for stats in card.values.values()), Counter())
         others = {kind: count for kind, count in sorted(types.items()) if kind != "uint16"}
         if 0 < sum(others.values()) < sum(card.num_samples for card in self.cards.values()):
@@ -161,6 +162,12 @@ class PackReport:
                     f"{len(only)} classes have no training {samples[:-1]}: {shown}{', ...' if only[5:] else ''}"
                 )
         return lines
+
+    @property
+    def _without_objects(self) -> list[str]:
+        """A warning for each split whose annotations have no object that can be learned."""
+        found = {name: card.objects for name, card in self.cards.items() if card.objects is not None}
+        return [f"{name}: {why}" for name, facts in found.items() if (why := facts.nothing)]
 
 
 def _classes(card: Card) -> set[int]:

@@ -112,6 +112,8 @@ class Source:
     """Objects of the images; None: they have none."""
     main: str = IMAGE
     """Kind of the main member of its samples: image or video."""
+    annotated_by: str = ""
+    """Options of the command that name its annotations, such as `--voc FOLDER`; empty without any."""
 
     @property
     def label_map_names(self) -> list[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,10 +50,13 @@ def with_objects(found: Source, root: Path, option: ObjectsOption) -> Source:
     read = READERS[option.kind](user_path(option.place), known)
     files = {_plain(os.path.relpath(entry.path, root)): entry for entry in found.entries}
     places = _matched(read, list(files))
+    candidates = _candidates(files)
     if not places:
+        first = read.images[0]
+        several = _several(first, candidates)
         raise DataError(
-            f"none of the {len(read.images):,} images of {read.source} is in {root}: it lists {read.images[0].name}, "
-            f"for example, and the folder has {next(iter(files))}"
+            f"none of the {len(read.images):,} images of {read.source} is in {root}: it lists {first.name}, for example"
+            f", and {several or f'the folder has {next(iter(files))}'}"
         )
     digests = dict(read.store.digests())
     kept = [
@@ -61,17 +64,19 @@ def with_objects(found: Source, root: Path, option: ObjectsOption) -> Source:
         for place, image in places.items()
     ]
     paired = {image.number for image in places.values()}
-    missing = [image.name for image in read.images if image.number not in paired]
+    alone = {image.name: _several(image, candidates) for image in read.images if image.number not in paired}
+    missing = [name for name, several in alone.items() if not several]
     notes = [
         f"{what}: {len(names):,}, {', '.join(names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''}"
         for what, names in (
             ("images that the annotations do not list, left out", sorted(files.keys() - places.keys())),
             ("images of the annotations that are not in the folder", missing),
+            ("images of the annotations of whose name there are several", [name for name in alone if alone[name]]),
             ("files of annotations that cannot be read", [path for path, _ in read.refused]),
         )
         if names
     ]
-    absent = [(name, f"it is in the annotations, but not in {root}") for name in missing]
+    absent = [(name, several or f"it is in the annotations, but not in {root}") for name, several in alone.items()]
     return replace(
         found,
         entries=kept,
@@ -139,6 +144,29 @@ def _match(
                 )
         rest = found
     return [image for image, _ in rest]
+
+
+def _candidates(files: Iterable[str]) -> dict[str, list[str]]:
+    """Return the files by base name, and by base name without extension."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        base = os.path.basename(file)
+        for name in {base, os.path.splitext(base)[0]}:
+            found.setdefault(name, []).append(file)
+    return found
+
+
+def _several(image: ListedImage, candidates: Mapping[str, Sequence[str]]) -> str | None:
+    """Return why an image without a file may be any of several; None if none or one has its name."""
+    by_stem = image.other_name is not None  # as for files of annotations, whose own extension is not in their name
+    for name in (image.name, image.other_name):
+        found = candidates.get(os.path.basename(_plain(name)), ()) if name else ()
+        if len(found) > 1:
+            listed = ", ".join(sorted(found)[:_SHOWN]) + (", ..." if found[_SHOWN:] else "")
+            place = f"{os.path.splitext(min(found))[0]}.xml"
+            how = f"place its XML file as the image is, such as {place} in its folder" if by_stem else "give its path"
+            return f"{len(found)} files have this name: {listed}; {how}"
+    return None
 
 
 def _by_base_name(files: dict[str, str]) -> dict[str, str]:

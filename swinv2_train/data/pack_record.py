@@ -29,6 +29,8 @@ class Origin:
     """Its source; None if an earlier version did not record it and the index is lost."""
     split: dict[str, Any] | None = None
     """The rule that divided the source; None for shards of earlier versions."""
+    annotated_by: str | None = None
+    """`Source.annotated_by`; None for shards of earlier versions."""
 
 
 def packed_header(tar: Path) -> dict[str, Any] | None:
@@ -111,11 +113,11 @@ def _origin(tar: Path, manifest: Manifest | None) -> Origin | None:
     header = packed_header(tar)
     record = header["extra"].get("pack") if header else None
     if record:
-        return Origin(record["source"], record.get("split"))
+        return Origin(record["source"], record.get("split"), record.get("annotated_by"))
     listed = manifest.shards.get(tar.name) if manifest else None
     if manifest is None or listed is None or listed.num_bytes != os.stat(tar).st_size:
         return None
-    return Origin(manifest.pack.get("source"), manifest.pack.get("split"))
+    return Origin(*(manifest.pack.get(key) for key in ("source", "split", "annotated_by")))
 
 
 def known_manifest(path: Path) -> Manifest | None:

@@ -82,8 +82,9 @@ def open_source(
         if names is not None and not classes:
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
         found = from_folder(scan, classes, names)
-        found = found if labels is None else _labeled(found, path, labels)
-        found = found if objects is None else with_objects(found, path, objects)
+        if found.entries:  # else the error below names the types of images
+            found = found if labels is None else _labeled(found, path, labels)
+            found = found if objects is None else with_objects(found, path, objects)
     else:
         check_listable(source, path)
         if classes:
@@ -91,7 +92,7 @@ def open_source(
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
         found = _with_loose_images(from_shards(source, image, labels), path)
-    if objects is not None and (found.objects is None or found.shards is not None):
+    if objects is not None and found.entries and (found.objects is None or found.shards is not None):
         raise DataError(f"--{objects.kind} is for a folder of images, and {source} is a list or shards: use a folder")
     if image is not None and found.shards is None:
         raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
@@ -101,7 +102,24 @@ def open_source(
             f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
         )
         raise DataError(f"{source} holds no images ({', '.join((*image_extensions(), *ARRAY_EXTENSIONS))}){reasons}")
-    return replace(found, entries=in_fixed_order(found.entries, seed), arrays=_has_arrays(found))
+    given = annotation_options(path, classes=classes, labels=labels, objects=objects)
+    return replace(found, entries=in_fixed_order(found.entries, seed), arrays=_has_arrays(found), annotated_by=given)
+
+
+def annotation_options(
+    path: Path, *, classes: bool, labels: LabelMaps | None = None, objects: ObjectsOption | None = None
+) -> str:
+    """Return the options that name the annotations of a source, with absolute paths; empty without any.
+
+    Args:
+        path: the source.
+    """
+    given = ["--classes"] if classes else []
+    if labels is not None:
+        given.append(f"--labels {user_path(labels.place).resolve() if path.is_dir() else labels.place}")
+    if objects is not None:
+        given.append(f"--{objects.kind} {user_path(objects.place).resolve()}")
+    return " ".join(given)
 
 
 def in_fixed_order(entries: Iterable[Entry], seed: int) -> list[Entry]:
@@ -304,7 +322,7 @@ def _list_of_label_maps(
             refused.append((place, reason))
         else:
             files.append((place, row.path, None))
-    if not files:
+    if found.rows and not files:
         first = f" ({refused[0][0]}: {refused[0][1]})" if refused else ""
         raise DataError(f"{found.source}: none of its {len(found.rows)} images has a label map{first}")
     entries = [

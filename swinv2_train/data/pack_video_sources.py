@@ -11,6 +11,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack_entries import Source
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, read_list
 from swinv2_train.data.pack_sources import (
+    annotation_options,
     check_listable,
     from_folder,
     from_list,
@@ -50,7 +51,8 @@ def open_videos(
     if not found.entries:
         reasons = "".join(f"; {line}" for line in (*found.notes, *(f"{at}: {why}" for at, why in found.refused[:1])))
         raise DataError(f"{source} has no videos ({', '.join(VIDEO_FILES)}) and no folders of frames{reasons}")
-    return replace(found, entries=in_fixed_order(found.entries, seed), main=VIDEO)
+    given = annotation_options(path, classes=classes)
+    return replace(found, entries=in_fixed_order(found.entries, seed), main=VIDEO, annotated_by=given)
 
 
 def _scan(path: Path, out: Path | None) -> VideoScan | None:

@@ -149,14 +149,14 @@ class SplitWriter:
         self, out: Path, split: str, source: Source, options: PackOptions, divided: dict[str, Any] | None
     ) -> None:
         self._out, self._split, self._source, self._options = out, split, source, options
-        self._origin = {"source": source.root, "split": divided}
+        self._origin = {"source": source.root, "split": divided, "annotated_by": source.annotated_by}
         self._manifest = out / f"{split}{MANIFEST_SUFFIX}"
         self._written: dict[str, ListedShard] = {}
         nodata = numbers_of(options.nodata)
         self._nodata = None if nodata is None else list(nodata)
 
     def check(self, known: dict[Path, Origin], overwrite: bool) -> None:
-        """Refuse to replace shards that were not packed, or not from this source unless `overwrite`.
+        """Refuse to replace shards that were not packed, or unless `overwrite` have another source or annotations.
 
         Raises DataError.
         """
@@ -168,6 +168,12 @@ class SplitWriter:
                 made_from = origin.source or "a source that its manifest does not name"
                 raise DataError(
                     f"{self._out} holds {self._split} of {made_from}: choose another directory, or give --overwrite"
+                )
+            if origin.annotated_by not in (None, self._source.annotated_by) and not overwrite:
+                before, now = (given or "no annotations" for given in (origin.annotated_by, self._source.annotated_by))
+                raise DataError(
+                    f"{self._out} holds {self._split} of {origin.source} with {before}, and this command has {now}: "
+                    "choose another directory, or give --overwrite"
                 )
         if not overwrite:
             self._keep_order()

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from swinv2_train.data.box_check import BoxCheck
 from swinv2_train.data.card_objects import Category
 from swinv2_train.data.category_table import category_table
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.object_cleaning import NO_BNDBOX, Cleaning
 from swinv2_train.data.object_store import Annotations, ListedImage, StoreWriter
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -32,6 +34,8 @@ def read_voc(folder: Path, known: Sequence[Category] | None) -> Annotations:
     if not folder.is_dir():
         raise DataError(f"--voc {folder} is not a folder: name the folder of the XML files")
     files = sorted(folder.rglob("*.xml"))
+    if not files:
+        raise DataError(f"--voc {folder} holds no XML files: name the folder of the annotations")
     refused: list[tuple[str, str]] = []
     images: list[ListedImage] = []
     found: list[list[dict[str, Any]]] = []
@@ -45,15 +49,22 @@ def read_voc(folder: Path, known: Sequence[Category] | None) -> Annotations:
         found.append(objects)
     if not any(found):
         first = f" ({refused[0][0]}: {refused[0][1]})" if refused else ""
-        raise DataError(f"--voc {folder}: none of its {len(files):,} XML files has an object of Pascal VOC{first}")
+        which = "its only XML file has no" if len(files) == 1 else f"none of its {len(files):,} XML files has an"
+        raise DataError(f"--voc {folder}: {which} object of Pascal VOC{first}")
     names = dict.fromkeys(one["category"] for objects in found for one in objects)
     categories, places = category_table([Category(None, name) for name in names], known, str(folder))
     numbers = dict(zip(names, places, strict=True))
-    writer = StoreWriter()
+    writer, cleaning, boxes = StoreWriter(), Cleaning(), BoxCheck("bndbox must be xmin, ymin, xmax, and ymax")
     for number, objects in enumerate(found):
-        for one in objects:
+        for place, one in enumerate(objects):
+            if "bbox" not in one:
+                cleaning.add(NO_BNDBOX, f"{images[number].name}.xml: object {place}, {one['category']}")
+                continue
+            left, top, width, height = one["bbox"]
+            boxes.add([left + 1, top + 1, width - 1, height - 1], None)  # the numbers of the file
             writer.add(number, one | {"category": numbers[one["category"]]})
-    return Annotations(folder, categories, images, writer.finish(), refused=refused)
+    boxes.check(f"--voc {folder}")
+    return Annotations(folder, categories, images, writer.finish(), cleaning, refused)
 
 
 def _read(file: Path, folder: Path, number: int) -> tuple[ListedImage, list[dict[str, Any]]]:
@@ -64,7 +75,7 @@ def _read(file: Path, folder: Path, number: int) -> tuple[ListedImage, list[dict
     stem = os.path.splitext(os.path.relpath(file, folder))[0]
     sides = [int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width")]
     size = (sides[0], sides[1]) if min(sides) > 0 else None
-    return ListedImage(number, stem, size=size, other_name=root.findtext("filename")), list(_objects(root))
+    return ListedImage(number, stem, size=size, other_name=root.findtext("filename") or ""), list(_objects(root))
 
 
 def _objects(root: ElementTree.Element) -> Iterator[dict[str, Any]]:

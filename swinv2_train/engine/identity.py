@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,16 @@ if TYPE_CHECKING:  # a dry run and `--help` do without numpy
     from swinv2_train.data.shards import ShardSet
 
 
-def run_identity(config: Config, shards: ShardSet) -> Identity:
-    """Return the identity of a run, from its complete config and its training shards."""
+def run_identity(config: Config, shards: ShardSet, from_data: Sequence[str] = ()) -> Identity:
+    """Return the identity of a run, from its complete config and its training shards.
+
+    Args:
+        from_data: fields of the task that the shards decided, see `TaskConfig.open_fields`.
+    """
     digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
     names = shards.card.class_names if shards.card and config.task.classes is not None else None
-    return identity(config, digest, [shard.content for shard in shards.shards], names)
+    own = identity(config, digest, [shard.content for shard in shards.shards], names)
+    return replace(own, from_data={f"task.{key}": partial(config.task.in_data, key) for key in from_data})
 
 
 def check_same_run(directory: Path, own: Identity, step: int | None = None) -> None:
@@ -47,7 +54,16 @@ def check_same_run(directory: Path, own: Identity, step: int | None = None) -> N
         if found.key == GLOBAL_BATCH and own.returns_to(saved):  # older checkpoints match, but newer ones would be lost
             break
     if refused is not None:
-        raise ConfigError(refused[0].key, _shown(refused[0], own), _advice(*refused, directory))
+        found, path = refused
+        described = own.from_data.get(found.key)
+        if described is not None:  # the command does not set the key, so its name would say nothing
+            raise ConfigError(
+                SHARDS,
+                _readable(own.metadata["order"][SHARDS]),
+                f"has {described(found.now)}, and the run in {directory} was started with {described(found.before)}; "
+                f"use data such as those of that run, or another run.dir for a new run ({found.key} follows from them)",
+            )
+        raise ConfigError(found.key, _shown(found, own), _advice(found, path, directory))
 
 
 def _shown(found: Difference, own: Identity) -> Any:
@@ -117,6 +133,17 @@ def class_warnings(saved: dict[str, Any] | None, own: Identity) -> list[str]:
         return []
     which, other = ("the checkpoint", "data.shards") if before else ("data.shards", "the checkpoint")
     return [f"{which} names its classes and {other} does not: their numbering cannot be compared"]
+
+
+def refuse_used(config: Config) -> None:
+    """Refuse to start in the directory of a run if `resume.mode` is never. Raises ConfigError."""
+    directory = Path(config.run.dir)
+    if config.resume.mode == "never" and is_used(directory):
+        raise ConfigError(
+            "resume",
+            "never",
+            f"the directory {directory} already contains a run; use another run.dir, or resume=auto to continue it",
+        )
 
 
 def is_used(directory: Path) -> bool:

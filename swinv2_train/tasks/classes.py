@@ -53,7 +53,13 @@ def check_classes(num_classes: int, card: Card | None, held_out: Card | None) ->
     """
     for key, one in (("data.shards", card), ("data.eval_shards", held_out)):
         if one is not None and num_classes and (one.num_classes or 0) > num_classes:
+            own = (card.num_classes or 0) if card is not None else 0
             fix = f"set task.num_classes={one.num_classes}"
+            if one is held_out and own == num_classes:  # the number is that of the training data
+                fix = f"pack them again with --class-names of {key}, or {fix}"
+                raise DataError(f"{key} has {one.num_classes} classes, and data.shards has {own}: {fix}")
+            if one is card:
+                fix = "write task.num_classes=0, with which a new run takes the number from the data"
             raise DataError(f"{key} has {one.num_classes} classes, but task.num_classes={num_classes}: {fix}")
     check_same_numbers({"data.shards": card, "data.eval_shards": held_out})
 
@@ -145,7 +151,7 @@ def unused_classes(num_classes: int, card: Card | None) -> list[str]:
         return []
     return [
         f"task.num_classes={num_classes}: data.shards has only {len(names)} classes, whose names are therefore not "
-        "used; 0 takes their number"
+        "used; task.num_classes=0 takes their number"
     ]
 
 

@@ -101,7 +101,7 @@ class Task(abc.ABC):
 
     def warnings(self, card: Card | None) -> list[str]:
         """Return warnings about settings that do not fit the data, by the dataset card of the training shards."""
-        return []
+        return self.config.task.data_doubts(card)
 
     @staticmethod
     @abc.abstractmethod

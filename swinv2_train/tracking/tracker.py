@@ -7,6 +7,7 @@ on the others every method does nothing, except that warnings go to stderr with 
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -200,6 +201,9 @@ class Tracker:
 
 
 def _number(value: float) -> str:
+    """Return a metric for display: nan, such as of absent classes, as `none`, as in the tables of swinv2-eval."""
+    if math.isnan(value):
+        return "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

@@ -53,8 +53,15 @@ CASES: dict[str, tuple[Any, Found | str | Callable[[Found], bool]]] = {
         content([annotation(1, "x", 7, bbox=BOX, segmentation=...)], id="x"), result()  # type: ignore[arg-type]
     ),
     "a text for a number": (
-        content([annotation(1, "1", 7)]), "none of its 1 annotations can be used: the image is not listed"  # type: ignore[arg-type]
+        content([annotation(1, "1", 7)]),  # type: ignore[arg-type]
+        r"its only annotation cannot be used: the image is not listed .*; '1' is a text, and the list has .* 1",
     ),
+    "a text for the number of a category": (
+        content([annotation(n, 1, "7") for n in range(3)]),  # type: ignore[arg-type]
+        r"none of its 3 annotations can be used: .*; '7' is a text, and the list has the number 7: write both",
+    ),
+    "an empty list of annotations": (content([]), {"a.jpg": []}),
+    "no list of annotations": ({"images": content([])["images"], "categories": CATEGORIES}, "has no annotations; "),
     "an image twice": (one() | {"images": content([])["images"] * 2}, result()),
     "NaN": (one(bbox=[float("nan"), 3, 10, 8]), {"a.jpg": []}),
     "Infinity": (one(bbox=[2, 3, float("inf"), 8]), {"a.jpg": []}),
@@ -110,12 +117,28 @@ def test_compressed_files_are_read_whatever_their_name(tmp_path: Path) -> None:
     for name in ("annotations.json.gz", "annotations.json"):
         (tmp_path / name).write_bytes(gzip.compress(text))
         assert objects_in(tmp_path / name) == expected
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(text)[:-20])
+    with pytest.raises(DataError, match="its compression is damaged or cut off: copy or download it again"):
+        read_coco(tmp_path / "cut.json.gz", None)
     damaged = bytearray(gzip.compress(text))
     for data in (damaged[:-20], damaged[: len(damaged) // 2], [*damaged[:40], *[0] * 40, *damaged[80:]]):
         (tmp_path / "damaged.json.gz").write_bytes(bytes(data))
         with pytest.raises(DataError, match=r"damaged.json.gz (cannot be read|is not intact JSON|has no) ?.*") as error:
             read_coco(tmp_path / "damaged.json.gz", None)
         assert "\n" not in str(error.value)
+
+
+def test_other_encodings_and_a_folder_are_named(tmp_path: Path) -> None:
+    for encoding, found in (
+        ("utf-16", "has the encoding UTF-16"),
+        ("utf-32", "UTF-32"),
+        ("utf-16-le", "has zero bytes"),
+    ):
+        (tmp_path / "wide.json").write_text(json.dumps(LAST), encoding=encoding)
+        with pytest.raises(DataError, match=f"{found}.*: save it as UTF-8"):
+            read_coco(tmp_path / "wide.json", None)
+    with pytest.raises(DataError, match="--voc FOLDER reads a folder of XML files"):
+        read_coco(tmp_path, None)
 
 
 @pytest.mark.parametrize("name", ["train.json,val.json", "*.json"])

@@ -101,7 +101,7 @@ def test_the_order_of_keys_and_entries_changes_nothing(tmp_path: Path, images: P
     packed(images, write_coco(tmp_path, content), tmp_path / "one")
     turned = {key: content[key][::-1] for key in ("annotations", "categories", "images")}
     turned["annotations"] = content["annotations"]
-    packed(images, write_coco(tmp_path, turned, "turned.json"), tmp_path / "two", how=PackRun(workers=1))
+    packed(images, write_coco(tmp_path, turned), tmp_path / "two", how=PackRun(workers=1))
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
     assert (tmp_path / "one/train.dataset.json").read_bytes() == (tmp_path / "two/train.dataset.json").read_bytes()
 
@@ -445,3 +445,62 @@ def test_dropped_objects_are_listed_in_a_file(tmp_path: Path, images: Path) -> N
     ]
     packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
     assert not (tmp_path / "out" / OBJECTS_FILE).exists()
+
+
+@pytest.mark.parametrize("kind", ["coco", "boxes", "voc"])
+def test_a_folder_without_images_is_named_as_such(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds no images \(jpg, "):
+        packed(tmp_path / "empty", write_coco(tmp_path, coco()), tmp_path / "out", kind=kind)
+
+
+def test_other_annotations_of_the_same_images_are_not_replaced_unasked(tmp_path: Path, images: Path) -> None:
+    first, other = write_coco(tmp_path, coco()), write_coco(tmp_path, coco(), "other.json")
+    packed(images, first, tmp_path / "out")
+    before = tars(tmp_path / "out")
+    assert packed(images, first, tmp_path / "out").num_reused == 2
+    with pytest.raises(
+        DataError, match=r"out holds train of .* with --coco .*annotations.json, and .* has --coco .*other"
+    ):
+        packed(images, other, tmp_path / "out")
+    with pytest.raises(DataError, match=r"annotations.json, and this command has no annotations: choose another"):
+        pack(str(images), tmp_path / "out", SMALL)
+    with pytest.raises(DataError, match="and this command has --classes: "):
+        pack(str(images), tmp_path / "out", SMALL, classes=True)
+    indexes = list(tmp_path.glob("out/*.index.*"))
+    assert indexes
+    for index in indexes:
+        index.unlink()
+    with pytest.raises(DataError, match="and this command has no annotations"):  # the manifest has it as well
+        pack(str(images), tmp_path / "out", SMALL)
+    assert tars(tmp_path / "out") == before
+    packed(images, other, tmp_path / "out", how=PackRun(overwrite=True))
+    with pytest.raises(DataError, match=r"with --coco .*other.json, and"):
+        packed(images, first, tmp_path / "out")
+
+
+def test_a_base_name_of_several_files_is_reported_as_such(tmp_path: Path, images: Path) -> None:
+    (images / "b").mkdir()
+    (images / "b/1.jpg").write_bytes((images / "a/1.jpg").read_bytes())
+    content = coco()
+    for one in content["images"]:
+        one["file_name"] = Path(one["file_name"]).name
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    assert report.broken == [{"path": "1.jpg", "reason": "2 files have this name: a/1.jpg, b/1.jpg; give its path"}]
+    assert report.notes[-1] == "images of the annotations of whose name there are several: 1, 1.jpg"
+    content["images"] = [content["images"][1]]
+    content["annotations"] = []
+    with pytest.raises(DataError, match=r"for example, and 2 files have this name: a/1.jpg, b/1.jpg; give its path"):
+        packed(images, write_coco(tmp_path, content), tmp_path / "other")
+
+
+@pytest.mark.parametrize("crowds", [0, 2])
+def test_data_without_an_object_to_learn_are_packed_with_a_warning(tmp_path: Path, images: Path, crowds: int) -> None:
+    content = coco()
+    content["annotations"] = [annotation(n, 100 + n, iscrowd=1) for n in range(crowds)]
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    only = f"there are only crowd regions ({crowds})" if crowds else "no image has one"
+    assert report.warnings == [f"train: no object can be learned: {only}"]
+    card = report.cards["train"]
+    assert dict(card.rows())["objects to learn"] == f"none: {only}"
+    assert (card.num_samples, card.num_classes, report.complete) == (6, 3, True)

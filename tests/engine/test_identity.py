@@ -8,16 +8,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swinv2_train.checkpoint.identity import EARLIER
-from swinv2_train.checkpoint.layout import list_checkpoints, manifest_text, read_manifest, step_name
+from swinv2_train.checkpoint.layout import Manifest, list_checkpoints, manifest_text, read_manifest, step_name
 from swinv2_train.cli.checks import batch_doubts
 from swinv2_train.config.compose import compose
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.engine.identity import class_warnings, run_identity, saved_metadata
+from swinv2_train.engine.identity import check_same_run, class_warnings, run_identity, saved_metadata
 from swinv2_train.engine.init_from import preview
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
 from tests.data.http_server import FlakyServer
@@ -60,6 +62,8 @@ def test_what_the_run_was_started_with_is_recorded(data: Path, trained: Path) ->
     (content,) = metadata["order"]["data.content"]
     assert content.split()[0] == f"bytes:{(data / 'train-000000.tar').stat().st_size}"
     assert run_here(command(data, trained)) == FINISHED, "the same data"
+    assert run_here(command(data, trained, "launch.dry_run=true")) == FINISHED
+    assert run_here(command(data, trained, "launch.dry_run=true", "resume=never")) == WRONG_USE
 
 
 @pytest.mark.slow
@@ -84,6 +88,8 @@ def test_data_that_were_packed_again_are_refused_or_accepted(
     shutil.copytree(trained, run_dir)
     assert run_here(command(other, run_dir)) == WRONG_USE
     message = capsys.readouterr().err
+    assert run_here(command(other, run_dir, "launch.dry_run=true")) == WRONG_USE
+    assert capsys.readouterr().err == message
     assert sentence in message
     assert message.count("\n") == 1
     assert ("resume.allow=[data]" in message) == (code == FINISHED)
@@ -92,6 +98,47 @@ def test_data_that_were_packed_again_are_refused_or_accepted(
     if code == FINISHED:
         assert f"continuing with different data (resume.allow=[data]): {sentence}" in capsys.readouterr().out
         assert run_here(command(other, run_dir, "optim.steps=3")) == FINISHED, "it is the data of the run now"
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "before", "now", "words"),
+    [
+        (
+            "detection",
+            "masks",
+            True,
+            False,
+            "has objects without a mask, and the run in .* with a mask for every object; ",
+        ),
+        ("detection", "num_classes", 1, 2, "has 2 classes, and the run in .* was started with 1 class; "),
+        (
+            "segmentation",
+            "ignore_index",
+            255,
+            0,
+            "has 0 for pixels without a class, and .* with 255 for pixels without",
+        ),
+    ],
+)
+def test_data_are_described_by_what_they_have(
+    data: Path, tmp_path: Path, task: str, key: str, before: Any, now: Any, words: str
+) -> None:
+    config = compose([f"task={task}", "data.resolution=256", "task.num_classes=2"])
+    shards = ShardSet.open(str(data))
+    manifests = []
+    for value in (before, now):
+        setattr(config.task, key, value)
+        manifests.append(run_identity(config, shards, [key]))
+    saved, own = manifests
+    path = tmp_path / "checkpoints" / step_name(1)
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text(manifest_text(Manifest(1, 1, dict(saved.metadata), {}, [], [])))
+    with pytest.raises(
+        ConfigError, match=rf"data.shards=18 samples in 1 shard .*: {words}.*\(task.{key} follows from them"
+    ):
+        check_same_run(tmp_path, own)
+    with pytest.raises(ConfigError, match=rf"^task.{key}=.*; set it back"):
+        check_same_run(tmp_path, replace(own, from_data={}))
 
 
 @pytest.mark.slow

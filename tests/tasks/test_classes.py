@@ -39,7 +39,7 @@ def test_classes_that_agree_are_let_through(num_classes: int, card: Card | None,
         (10, Card(), []),
         (10, Card(class_counts={0: 1, 1: 2}), []),
         (10, Card(class_names=CATS), ["task.num_classes=10: data.shards has only 3 classes, whose names are therefore "
-                                      "not used; 0 takes their number"]),
+                                      "not used; task.num_classes=0 takes their number"]),
     ],
 )  # fmt: skip
 def test_more_classes_than_the_shards_have_are_pointed_out(
@@ -60,7 +60,24 @@ def mixed() -> Card:
         (3, Card(class_names=CATS), Card(class_names=["cat", "owl", "dog"]), "class 1 is 'dog' and 'owl'"),
         (3, mixed(), None, "the shards of data.shards number their classes differently"),
         (3, None, mixed(), "the shards of data.eval_shards number their classes differently"),
-        (2, Card(class_names=CATS), None, "data.shards has 3 classes, but task.num_classes=2: set task.num_classes=3"),
+        (
+            2,
+            Card(class_names=CATS),
+            None,
+            "data.shards has 3 classes, but task.num_classes=2: write task.num_classes=0",
+        ),
+        (
+            2,
+            Card(class_names=CATS[:2]),
+            Card(class_names=CATS),
+            "data.eval_shards has 3 classes, and data.shards has 2",
+        ),
+        (
+            4,
+            None,
+            Card(class_names=[*CATS, "a", "b"]),
+            "data.eval_shards has 5 classes, but .*: set task.num_classes=5",
+        ),
     ],
 )
 def test_classes_that_contradict_are_one_sentence(

@@ -171,6 +171,8 @@ def test_evaluation_is_a_line_of_its_own_with_one_prefix(tmp_path: Path) -> None
     run.log_evaluation(10, {"loss": 0.25, "eval/psnr": 21.5})
     assert lines(tmp_path) == [{"step": 10, "eval/loss": 0.25, "eval/psnr": 21.5}]
     assert "evaluation at step 10: eval/loss 0.2500  eval/psnr 21.5000" in out.getvalue()
+    run.log_evaluation(20, {"ap": float("nan"), "samples": 6})
+    assert "evaluation at step 20: eval/ap none  eval/samples 6" in out.getvalue()
 
 
 def test_figures_are_files_and_tensorboard_images(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from swinv2_train.config.checks import resolution
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, plain
 from swinv2_train.config.model import count_parameters
 from swinv2_train.config.section import Section
 
@@ -178,6 +178,22 @@ class TaskConfig(Section):
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides; they are not compared with anything until `complete`."""
         return ("num_classes",) if self.classes == 0 else ()
+
+    def in_data(self, key: str, value: Any) -> str:
+        """Return words for data that decide an open field to be a value, such as `3 classes`."""
+        return (
+            f"{value} {'class' if value == 1 else 'classes'}"
+            if key == "num_classes"
+            else f"data with task.{key}={plain(value)}"
+        )
+
+    def data_doubts(self, card: Any) -> list[str]:
+        """Return a warning for each setting that does not fit the training data.
+
+        Args:
+            card: as for `complete`.
+        """
+        return []
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the open fields.

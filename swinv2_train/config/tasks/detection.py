@@ -13,7 +13,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import DETECTIONS, Description, Metric, TaskConfig
 from swinv2_train.config.tasks.detection_checks import CASCADE, HTC, MASK_RCNN, MOST_STAGES, check_training
-from swinv2_train.config.tasks.detection_doubts import JITTER, SHORT, doubts_of
+from swinv2_train.config.tasks.detection_doubts import JITTER, SHORT, doubts_of, doubts_of_data
 from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters, head_transient
 from swinv2_train.config.tasks.detection_metrics import BOX, MASK, METRICS
 from swinv2_train.config.tasks.detection_sizes import enlarged, fitted, within
@@ -290,6 +290,17 @@ class DetectionConfig(TaskConfig):
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides."""
         return (*super().open_fields(), *(("masks",) if self.masks is None else ()))
+
+    def in_data(self, key: str, value: Any) -> str:
+        """Return words for data that decide an open field."""
+        if key != "masks":
+            return super().in_data(key, value)
+        return "a mask for every object" if value else "objects without a mask"
+
+    def data_doubts(self, card: Any) -> list[str]:
+        """Return warnings about objects that are not learned, or only in part."""
+        facts = card.objects if card is not None and self.label == DetectionConfig.label else None
+        return [] if facts is None else doubts_of_data(self, facts)
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the number of classes with their original ids, and whether there are masks."""

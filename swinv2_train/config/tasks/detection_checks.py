@@ -99,7 +99,9 @@ def _check_anchors(task: DetectionConfig, config: Config) -> None:
 
 def _check_augmentation(task: DetectionConfig, data: DataConfig) -> None:
     if len(task.scale) != 2 or not 0 < task.scale[0] <= task.scale[1] < math.inf:
-        raise ConfigError("task.scale", task.scale, "must be a pair [low, high] above 0, such as [0.1,2.0]")
+        raise ConfigError(
+            "task.scale", task.scale, "must be a pair [low, high] of factors above 0, low first, such as [0.1,2.0]"
+        )
     for key, example in (("short_sides", "[480,512,544]"), ("crop_short_sides", "[400,500,600]")):
         sides = getattr(task, key)
         if not sides or not all(side >= 1 for side in sides):
@@ -109,7 +111,9 @@ def _check_augmentation(task: DetectionConfig, data: DataConfig) -> None:
         raise ConfigError("task.long_side", task.long_side, fix)
     crop = task.crop_sides
     if crop and not (len(crop) == 2 and 1 <= crop[0] <= crop[1]):
-        raise ConfigError("task.crop_sides", crop, "must be a pair [low, high] of pixels, such as [384,600], or []")
+        raise ConfigError(
+            "task.crop_sides", crop, "must be a pair [low, high] of pixels, low first, such as [384,600], or []"
+        )
     if not 0 <= task.copy_paste <= 1:
         fix = f"must be a fraction of the images, from 0 to 1{percent(task.copy_paste)}"
         raise ConfigError("task.copy_paste", task.copy_paste, fix)

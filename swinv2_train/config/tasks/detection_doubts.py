@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.tasks.entire_images import without_effect
@@ -14,6 +14,29 @@ if TYPE_CHECKING:
 JITTER, SHORT = "jitter", "short"
 """Values of `DetectionConfig.scaling`."""
 _FAR_ABOVE = 10
+
+
+def doubts_of_data(task: DetectionConfig, facts: Any) -> list[str]:
+    """Return a warning for every setting that does not fit the objects of the training data.
+
+    Args:
+        facts: `data.card_objects.ObjectFacts` of the training data.
+    """
+    if facts.nothing:
+        return [f"data.shards: {facts.nothing}"]
+    lines = []
+    if facts.largest > task.max_objects:
+        image = "an image" if facts.largest_image is None else f"the image {facts.largest_image}"
+        lines.append(
+            f"task.max_objects={task.max_objects}: {image} of data.shards has {facts.largest:,} objects; of such images, "
+            "the largest objects are used"
+        )
+    if task.masks and not facts.all_masks:
+        lines.append(
+            f"task.masks=true: {facts.masks:,} of the {facts.total:,} objects of data.shards have a mask; the others "
+            "train only boxes, and held-out images with such objects are skipped"
+        )
+    return lines
 
 
 def doubts_of(task: DetectionConfig, config: Config) -> list[str]:

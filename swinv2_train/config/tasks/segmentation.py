@@ -190,7 +190,9 @@ class SegmentationConfig(TaskConfig):
     def _validate_augmentation(self, config: Config) -> None:
         data, channels = config.data, config.model.in_channels
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError("task.scale", self.scale, "must be a pair [low, high] above 0, such as [0.5,2.0]")
+            raise ConfigError(
+                "task.scale", self.scale, "must be a pair [low, high] of factors above 0, low first, such as [0.5,2.0]"
+            )
         share("task.max_class_share", self.max_class_share)
         if self.max_class_share == 0:
             raise ConfigError("task.max_class_share", 0.0, "no crop has less of every class; use 1 for no limit")
@@ -265,6 +267,10 @@ class SegmentationConfig(TaskConfig):
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides."""
         return (*super().open_fields(), *(("ignore_index",) if self.ignore_index is None else ()))
+
+    def in_data(self, key: str, value: Any) -> str:
+        """Return words for data that decide an open field."""
+        return f"{value} for pixels without a class" if key == "ignore_index" else super().in_data(key, value)
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the number of classes and the value of ignored pixels."""

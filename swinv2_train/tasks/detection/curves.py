@@ -35,14 +35,15 @@ def iou_chart(curves: Curves, kind: str) -> Chart:
 
 
 def class_chart(curves: Curves, kind: str, names: Sequence[str]) -> Chart | None:
-    """Plot precision over recall at IoU 0.5 of up to six classes with objects, those of the lowest average precision,
-    and the mean over all classes; return None if fewer than two classes have objects."""
+    """Plot precision over recall at IoU 0.5 of up to six classes with objects, those of the lowest average precision
+    in the order of their numbers, and the mean over all classes; return None if fewer than two classes have objects."""
     precision = curves.precision[np.isclose(IOUS, MATCH_IOU)][0]
     scores = precision.mean(axis=0)
     known = np.flatnonzero(~np.isnan(scores))
     if len(known) < 2:
         return None
-    worst = known[np.lexsort((known, scores[known]))][:MOST_CURVES]
+    # By number, so that a class has the same color in the figures of boxes and of masks.
+    worst = np.sort(known[np.lexsort((known, scores[known]))][:MOST_CURVES])
     series = [_series(names[number], precision[:, number]) for number in worst]
     series.append(_series("mean", _mean(precision, (1,)), dashed=True))
     which = "" if len(known) <= MOST_CURVES else f", the worst {MOST_CURVES} of {len(known)} classes"

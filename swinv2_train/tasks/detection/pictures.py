@@ -25,6 +25,8 @@ _DASH = 5
 _NAME = 0.25
 """Width of a name as a fraction of the picture, unless its box is wider."""
 _MOST_ENTRIES = 60
+_MOST_NAMED = 40
+"""Objects of a picture with a name and a score, those with the highest scores: more would cover the image."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _drawn(picture: Image.Image, layer: _Layer, names: Sequence[str]) -> Image.Image:
-    """Draw masks, boxes, and names; those with high scores are over the others. A single class needs no names."""
+    """Draw masks, boxes, and names; those with high scores are over the others. A single class needs no names, and of
+    many objects only the first have one."""
     found = layer.found
     scale = np.array([picture.width / layer.size[1], picture.height / layer.size[0]] * 2)
     boxes = np.asarray(found.boxes, np.float64) * scale
@@ -135,7 +138,7 @@ def _drawn(picture: Image.Image, layer: _Layer, names: Sequence[str]) -> Image.I
     for place in order[::-1]:
         _draw_box(draw, boxes[place], colors[place], line, dashed=bool((layer.dashed == place).any()))
     letters, taken = font(max(11, round(max(picture.size) / 70))), list[tuple[float, ...]]()
-    for place in order:
+    for place in order[:_MOST_NAMED]:
         name = "crowd" if found.is_crowd[place] else names[int(found.classes[place])] if len(names) > 1 else ""
         score = f"{found.scores[place]:.2f}" if layer.scores else ""
         room = max(boxes[place, 2] - boxes[place, 0], _NAME * picture.width) - letters.getlength(f" {score}")

@@ -76,7 +76,8 @@ class ObjectsPrediction(Prediction):
         return {"image": str(self.path), "width": width, "height": height, "objects": objects}
 
     def summary(self, top: int) -> list[str]:
-        return [f"{name} ({count:,})" for count, (_, name, _) in zip(self.counts[:top], self.classes, strict=False)]
+        shown = [f"{name} ({count:,})" for count, (_, name, _) in zip(self.counts[:top], self.classes, strict=False)]
+        return shown or [f"nothing at {self.shown_score:g} or more"]
 
     def bars(self, top: int) -> list[tuple[str, float]]:
         pairs = zip(self.counts[:top], self.classes, strict=False)

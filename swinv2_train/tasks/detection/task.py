@@ -92,24 +92,6 @@ class Detection(Task):
             return cls(config, mean, std)
         return cls(config, mean, std, categories_of(card.objects, config.task.classes))
 
-    def warnings(self, card: Card | None) -> list[str]:
-        facts = card.objects if card is not None and self.task.label == MEMBER else None
-        if facts is None:
-            return []
-        lines = []
-        if facts.largest > self.task.max_objects:
-            image = "an image" if facts.largest_image is None else f"the image {facts.largest_image}"
-            lines.append(
-                f"task.max_objects={self.task.max_objects}: {image} of data.shards has {facts.largest:,} objects; of "
-                "such images, the largest objects are used"
-            )
-        if self.task.masks and not facts.all_masks:
-            lines.append(
-                f"task.masks=true: {facts.masks:,} of the {facts.total:,} objects of data.shards have a mask; the "
-                "others train only boxes, and held-out images with such objects are skipped"
-            )
-        return lines
-
     @staticmethod
     def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
         assert isinstance(config.task, DetectionConfig)

@@ -57,6 +57,25 @@ def test_a_single_class_needs_no_names() -> None:
     assert 0 < plates[0] < plates[1]
 
 
+def test_of_many_objects_only_the_first_have_a_name() -> None:
+    corner = np.stack(np.meshgrid(np.arange(0, 2000, 80), np.arange(40, 1000, 80)), axis=-1).reshape(-1, 2)
+    boxes = np.concatenate([corner, corner + 8], axis=1).astype(np.float32)
+    white, size = np.ones((3, 1000, 2000), np.float32), (1000, 2000)
+
+    def plates(count: int) -> float:
+        objects = Found(boxes[:count], np.zeros(count, np.int64), np.linspace(1, 0.5, count, dtype=np.float32))
+        return share(detection_picture(white, objects, size, ["kite", "crab"]), object_color(0)) - count * frame
+
+    frame = 0.0
+    alone = detection_picture(
+        white, Found(boxes[:1], np.zeros(1, np.int64), np.ones(1, np.float32)), size, ["kite", "x"]
+    )
+    assert share(alone, object_color(0)) > 0
+    few, many, more = plates(20), plates(100), plates(300)
+    assert many > 1.5 * few
+    assert (more - many) / 200 < few / 20 / 4  # a box without a name has little of the color
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_dark_images_of_16_bits_are_stretched(channels: int) -> None:
     dark = np.zeros((channels, *SIZE), np.float32)

@@ -108,6 +108,7 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
         ("gray", 1), ("white", 1),
     ]  # fmt: skip
     assert found.summary(5) == ["gray (1)", "white (1)"]
+    assert nothing.summary(5) == ["nothing at 0.5 or more"]
     assert found.bars(1) == [("gray (1)", pytest.approx(128 / 255))]
     assert found.colors() == ["#{:02X}{:02X}{:02X}".format(*object_color(number)) for number in (0, 1)]
     rows = list(csv.DictReader(io.StringIO(csv_text([found, nothing], ObjectsPrediction))))

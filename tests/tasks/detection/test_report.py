@@ -80,6 +80,9 @@ def test_many_classes_show_the_worst() -> None:
     assert values == sorted(values)
     chart = report.charts()["box_precision_recall_classes.png"].figure.axes[0]
     assert len(chart.get_lines()) == 7
+    order = {category.name: number for number, category in enumerate(table)}
+    shown = [order[text.rpartition(": AP")[0]] for text in chart.get_legend_handles_labels()[1][:-1]]
+    assert shown == sorted(shown)
     assert "the worst 6 of " in chart.get_title().replace("\n", " ")
 
 

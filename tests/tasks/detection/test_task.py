@@ -248,3 +248,7 @@ def test_data_that_does_not_fit_is_refused_or_reported() -> None:
         "images with such objects are skipped"
     ]
     assert make(masks=False).warnings(card(table, masks=99)) == []
+    nothing = card(table, crowd=3)
+    assert nothing.objects is not None
+    nothing.objects.objects.clear()
+    assert make().warnings(nothing) == ["data.shards: no object can be learned: there are only crowd regions (3)"]
