@@ -28,8 +28,8 @@ def doubts_of_data(task: DetectionConfig, facts: Any) -> list[str]:
     if facts.largest > task.max_objects:
         image = "an image" if facts.largest_image is None else f"the image {facts.largest_image}"
         lines.append(
-            f"task.max_objects={task.max_objects}: {image} of data.shards has {facts.largest:,} objects; of such images, "
-            "the largest objects are used"
+            f"task.max_objects={task.max_objects}: {image} of data.shards has {facts.largest:,} objects; of such "
+            "images, the largest objects are used"
         )
     if task.masks and not facts.all_masks:
         lines.append(
