@@ -172,8 +172,12 @@ def pretrained_temporal_windows(config: ModelConfig) -> list[int]:
     Unlike the height and the width, it is never clamped to the input, so an offset in time means the same for clips of
     any length.
     """
-    trained = _lengths("model.pretrained_temporal_window", config.pretrained_temporal_window, minimum=0)
-    return [before or own for before, own in zip(trained, temporal_windows(config), strict=True)]
+    return [before or own for before, own in zip(set_temporal_windows(config), temporal_windows(config), strict=True)]
+
+
+def set_temporal_windows(config: ModelConfig) -> list[int]:
+    """Return the pretraining window along time of each stage as it is set; 0: not set."""
+    return _lengths("model.pretrained_temporal_window", config.pretrained_temporal_window, minimum=0)
 
 
 def _lengths(key: str, value: Any, *, minimum: int) -> list[int]:
