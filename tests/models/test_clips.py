@@ -93,16 +93,18 @@ def test_backends_and_checkpointing_agree(case: str) -> None:
                 torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-10)
 
 
-def test_a_bfloat16_model_of_clips_stays_close_to_float32() -> None:
+def test_features_and_gradients_of_a_bfloat16_model_of_clips_stay_close_to_float32() -> None:
     for backend in ATTENTION_BACKENDS:
         config = ModelConfig(**SMALL, window=4, temporal_window=2, attention=backend)
         narrow = filled(SwinTransformerV2(config)).bfloat16()
         wide = SwinTransformerV2(config)
         wide.load_state_dict(narrow.state_dict())
         clips = torch.randn(1, 3, 6, 24, 32)
-        with torch.no_grad():
-            for ours, reference in zip(narrow(clips), wide(clips), strict=True):
-                assert (ours.float() - reference).norm() <= 0.04 * reference.norm()
+        ours, reference = ([value.detach().float() for value in results(model, clips)] for model in (narrow, wide))
+        for close, exact in zip(ours[:4], reference[:4], strict=True):
+            assert (close - exact).norm() <= 0.04 * exact.norm()
+        close, exact = (torch.cat([value.flatten() for value in values[4:]]) for values in (ours, reference))
+        assert (close - exact).norm() <= 0.15 * exact.norm()
 
 
 def test_a_window_of_several_kernel_blocks_can_be_masked_throughout_in_one() -> None:
