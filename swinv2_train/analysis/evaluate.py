@@ -51,7 +51,7 @@ from swinv2_train.launch.failures import begun, from_main, together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
-from swinv2_train.tasks.build import build_task, evaluation_loader, measured_together
+from swinv2_train.tasks.build import build_task, evaluation_loader
 from swinv2_train.tasks.classes import check_one_numbering
 from swinv2_train.tasks.measured import Measured, Sums
 from swinv2_train.tasks.outcome import combine
@@ -307,8 +307,7 @@ class _Bench:
     def measure(self) -> Measured:
         """Measure this rank's part of the samples."""
         open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
-        size = measured_together(self.config.task, self.options.batch)
-        with closing(open_loader(self.options.max_samples, size)) as loader:
+        with closing(open_loader(self.options.max_samples, self.options.batch)) as loader:
             if not self.real_labels:
                 return self.task.evaluate(self.judged, self._batches(loader))
             found = Measured()
@@ -317,7 +316,8 @@ class _Bench:
             return found
 
     def _batches(self, loader: EvalLoader) -> Iterator[Batch]:
-        for done, batch in enumerate(on_device(self._each(loader), self.ranks.device), 1):
+        moved = on_device(self._each(loader), self.ranks.device, self.task.eval_transform.on_host)
+        for done, batch in enumerate(moved, 1):
             yield batch
             if self.task.frames and self.shown is None and self.ranks.is_main and batch["valid"].any():
                 self.shown = select(batch, batch["valid"].nonzero()[:_SHOWN, 0].tolist())

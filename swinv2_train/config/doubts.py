@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.model import set_temporal_windows, temporal_windows
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.text import counted
@@ -77,11 +77,16 @@ def _milestones(config: Config, plan: Plan) -> list[str]:
 def _clips(config: Config) -> list[str]:
     if config.model.temporal_patch:
         return []
-    plain = ModelConfig()
+    plain, model, stride = Config(), config.model, config.data.frame_stride
+    changed = {
+        f"model.temporal_window={model.temporal_window}": temporal_windows(model) != temporal_windows(plain.model),
+        f"model.pretrained_temporal_window={model.pretrained_temporal_window}": any(set_temporal_windows(model)),
+        f"data.frame_stride={stride}": stride != plain.data.frame_stride,
+    }
     return [
-        f"model.{key}={getattr(config.model, key)} has no effect on a model of images (model.temporal_patch=0)"
-        for key in ("temporal_window", "pretrained_temporal_window")
-        if getattr(config.model, key) != getattr(plain, key)
+        f"{setting} has no effect on a model of images (model.temporal_patch=0)"
+        for setting, is_set in changed.items()
+        if is_set
     ]
 
 

@@ -69,7 +69,8 @@ class ModelConfig(Section):
     clip shrinks it."""
     pretrained_temporal_window: Any = 0
     """Window along time that the weights were trained with, one or per stage, like `pretrained_window`; 0 means
-    `temporal_window`, even if the clips of that training are shorter. It also is the size of a bias table."""
+    `temporal_window`, even if the clips of that training are shorter. It also is the size of a bias table, of which
+    shorter clips use the offsets that they have."""
     drop_path: float = 0.1
     """Stochastic depth rate of the last block; it increases linearly from 0 at the first."""
     extra_norm_period: int = 0
@@ -83,7 +84,8 @@ class ModelConfig(Section):
     """Attention scores: cosine (q and k of length 1, times a learned scale per head), or dot (q k / sqrt(d))."""
     position_bias: str = "log-cpb"
     """Position bias: log-cpb (a network on log-spaced offsets), linear-cpb (the same on plain offsets), or table (a
-    parameter per offset, as in Swin V1; needs `data.resolution`; bicubic interpolation for another window)."""
+    parameter per offset, as in Swin V1; needs `data.resolution`; bicubic interpolation for another window, but a
+    shorter time uses the middle of the table)."""
     absolute_position: bool = False
     """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`; for images
     only)."""
@@ -170,8 +172,12 @@ def pretrained_temporal_windows(config: ModelConfig) -> list[int]:
     Unlike the height and the width, it is never clamped to the input, so an offset in time means the same for clips of
     any length.
     """
-    trained = _lengths("model.pretrained_temporal_window", config.pretrained_temporal_window, minimum=0)
-    return [before or own for before, own in zip(trained, temporal_windows(config), strict=True)]
+    return [before or own for before, own in zip(set_temporal_windows(config), temporal_windows(config), strict=True)]
+
+
+def set_temporal_windows(config: ModelConfig) -> list[int]:
+    """Return the pretraining window along time of each stage as it is set; 0: not set."""
+    return _lengths("model.pretrained_temporal_window", config.pretrained_temporal_window, minimum=0)
 
 
 def _lengths(key: str, value: Any, *, minimum: int) -> list[int]:

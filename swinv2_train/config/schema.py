@@ -43,8 +43,9 @@ class InitConfig(Section):
     """Class of the source that provides the head row of each class of this run.
 
     null: the class of the same name, if both sides name their classes (a class without a match starts at 0); else the
-    class of the same number, if both have equally many. names: by name, rejected if a name is missing. numbers: class n
-    from class n. Anything else is a file with one line per class: a number, counted from 0.
+    class of the same number, if both have equally many (but not from images to clips). names: by name, rejected if a
+    name is missing. numbers: class n from class n. Anything else is a file with one line per class: a number, counted
+    from 0.
     """
 
 

@@ -6,7 +6,7 @@ or texts). Anything else, such as the loader's list `broken`, belongs to the bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ Batch = dict[str, Any]
 
 SIZE = "size"
 """Entry int64 (B, 2): height and width of each image on its padded canvas, see `geometry.pad`."""
+
+TOGETHER = "together"
+"""Entry int: the most inputs of the model in a forward pass of an evaluation, if a sample has several inputs."""
 
 
 def has_deep_images(batch: Batch) -> bool:
@@ -155,10 +158,16 @@ def select(batch: Batch, indices: Sequence[int] | Tensor) -> Batch:
     return selected
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its tensors on the device; pinned ones are copied without waiting."""
+def to_device(batch: Batch, device: torch.device, on_host: Collection[str] = ()) -> Batch:
+    """Return the batch with its tensors on the device; pinned ones are copied without waiting.
+
+    Args:
+        on_host: entries that stay where they are.
+    """
     return {
-        name: value.to(device, non_blocking=True)
+        name: value
+        if name in on_host
+        else value.to(device, non_blocking=True)
         if isinstance(value, Tensor)
         else value.to(device)
         if isinstance(value, Ragged)

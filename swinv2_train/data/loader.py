@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -199,7 +200,8 @@ class EvalLoader:
 
     - "position" int64 (B,): the sample indices,
     - "valid" bool (B,): False for padding and for broken samples, which hold a copy of another sample,
-    - "broken": list of (index, "shard/key", reason).
+    - "broken": list of (index, "shard/key", reason),
+    - the entries `also`.
     """
 
     def __init__(
@@ -209,6 +211,7 @@ class EvalLoader:
         *,
         num_samples: int | None = None,
         workers: Workers = Workers(),  # noqa: B008 (it is frozen)
+        also: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._shards = shards = source.shards
         self.num_samples = min(num_samples or shards.num_samples, shards.num_samples)
@@ -218,7 +221,7 @@ class EvalLoader:
         count = -(-self.num_samples // (share.world_size * size))
         starts = [(share.rank * count + batch) * size for batch in range(count)]
         self._batches = [range(start, start + size) for start in starts]
-        self._share = share
+        self._share, self._also = share, also
         self._pool: WorkerPool | None = None
 
     def __len__(self) -> int:
@@ -233,7 +236,8 @@ class EvalLoader:
         share = self._share
         self._shards.prefetch(lambda: [(first, last)], connections=share.connections, share=1 / share.local_ranks)
         try:
-            yield from pool
+            for batch in pool:
+                yield {**batch, **self._also}
         finally:
             pool.close()
 

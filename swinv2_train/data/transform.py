@@ -33,6 +33,8 @@ class Transform:
     """Entries that are images: if 8 and 16 bit images meet in a batch, the former are scaled to 16 bits."""
     ragged: tuple[str, ...] = ()
     """Entries that are not stacked, such as boxes, masks, and texts; see `batch.Ragged`."""
+    on_host: tuple[str, ...] = ()
+    """Entries that an evaluation leaves on the host, because the task moves them to the device part by part."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         """Return the entries of a sample.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from swinv2_train.engine.drawing import same_number
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
-from swinv2_train.tasks.build import measured_together
+from swinv2_train.tasks.build import OpenHeldOut
 from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.figures import with_heading
@@ -67,9 +67,8 @@ class Evaluation:
     ranks: Ranks
     engine: Engine
     task: Task
-    open_held_out: Callable[[int | None, int], EvalLoader] | None
-    """Opens this rank's part of the first n held-out samples (None: all) in batches of a given size; None without
-    any."""
+    open_held_out: OpenHeldOut | None
+    """Opens this rank's part of the held-out samples; None without any."""
     tracker: Tracker
     watchdog: Watchdog
     stop: StopRequest
@@ -109,8 +108,7 @@ class Evaluation:
 
     def _measure(self, step: int) -> dict[str, float]:
         self.watchdog.now("evaluation", step)
-        size = measured_together(self.config.task, self.plan.micro_batch)
-        with self._batches(self.config.eval.max_samples, size) as batches:
+        with self._batches(self.config.eval.max_samples, self.plan.micro_batch) as batches:
             own = self.task.evaluate(self.engine.model, batches)
         return combine(self.task, own, self.ranks).metrics
 
@@ -123,7 +121,7 @@ class Evaluation:
         averaged = self.config.optim.ema_decay and self.config.eval.ema
         with (
             self.engine.averaged(Interrupted) if averaged else nullcontext(),
-            self._batches(samples * self.ranks.world_size, samples) as batches,
+            self._batches(samples * self.ranks.world_size, samples, figure=True) as batches,
         ):
             batch = next(iter(batches))
             shown = same_number(batch["valid"].nonzero()[:, 0].tolist(), len(batch["valid"]), self.ranks)
@@ -144,7 +142,7 @@ class Evaluation:
         """Record and plot the activation amplitude of every block on the first held-out samples."""
         self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
-        with self._batches(samples * self.ranks.world_size, samples) as batches:
+        with self._batches(samples * self.ranks.world_size, samples, figure=True) as batches:
             images = self.task.images(next(iter(batches)))
             blocks = measure_activations(self.engine.model, images)
         self.tracker.log_evaluation(step, activation_metrics(blocks))
@@ -152,13 +150,14 @@ class Evaluation:
             self.tracker.log_figure(step, "signal", activation_chart({f"step {step}": blocks}).image)
 
     @contextmanager
-    def _batches(self, num_samples: int | None, micro_batch: int) -> Iterator[Iterator[Batch]]:
-        """Yield held-out batches on the device; the model is in eval mode while the context is open."""
+    def _batches(self, num_samples: int | None, micro_batch: int, *, figure: bool = False) -> Iterator[Iterator[Batch]]:
+        """Yield held-out batches on the device; the model is in eval mode while the context is open. For the arguments
+        see `OpenHeldOut`."""
         assert self.open_held_out is not None
         self.engine.model.eval()
         try:
-            with closing(self.open_held_out(num_samples, micro_batch)) as loader:
-                yield on_device(self._each(loader), self.ranks.device)
+            with closing(self.open_held_out(num_samples, micro_batch, figure=figure)) as loader:
+                yield on_device(self._each(loader), self.ranks.device, self.task.eval_transform.on_host)
         finally:
             self.engine.model.train()
 

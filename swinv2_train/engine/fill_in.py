@@ -14,7 +14,13 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import pretrained_temporal_windows, pretrained_windows, table_windows
+from swinv2_train.config.model import (
+    ModelConfig,
+    pretrained_temporal_windows,
+    pretrained_windows,
+    set_temporal_windows,
+    table_windows,
+)
 from swinv2_train.config.order import fill_in_order
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
@@ -24,9 +30,17 @@ from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_
 from swinv2_train.data.value_range import fill_in_scale
 from swinv2_train.engine.identity import saved_metadata
 from swinv2_train.engine.origin import check_origin, origin_of
-from swinv2_train.interop.metadata import Window, model_config, plain_windows, put_trained, trained_windows
+from swinv2_train.interop.metadata import (
+    Window,
+    model_config,
+    plain_windows,
+    put_trained,
+    put_trained_lengths,
+    trained_windows,
+)
 from swinv2_train.interop.source import WeightSource, open_source
-from swinv2_train.interop.transfer import check_structure, shares_head
+from swinv2_train.interop.structure import check_structure
+from swinv2_train.interop.transfer import shares_head
 from swinv2_train.tasks.classes import names_of_classes
 from swinv2_train.text import counted
 
@@ -62,10 +76,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     fill_in_order(config, None if begun is None else begun.get("order", {}))
     config.task.complete((begun or {}).get("task", {}), card)
     if begun is not None:
-        if not any(map(any, pretrained_windows(config.model))):
-            config.model.pretrained_window = _saved(begun, "model", "pretrained_window") or 0
-        if not config.model.pretrained_temporal_window:
-            config.model.pretrained_temporal_window = _saved(begun, "model", "pretrained_temporal_window") or 0
+        keep_windows(config.model, begun)
         return config
     if config.init_from and weights and not config.replay:  # the config of a replay is complete
         with _opened(config) as source:
@@ -133,26 +144,37 @@ def _saved(metadata: dict[str, Any] | None, section: str, key: str) -> Any:
     return (metadata or {}).get(section, {}).get(key)
 
 
+def keep_windows(model: ModelConfig, begun: dict[str, Any]) -> None:
+    """Take the pretrained windows of a run that has begun if those of the config are the same or left open."""
+    saved = begun.get("model", {})
+    known = model_config(begun)
+    before = pretrained_windows(known)
+    if put_trained(pretrained_windows(model), before) == before:
+        model.pretrained_window = saved.get("pretrained_window") or 0
+    lengths = set_temporal_windows(known)
+    if put_trained_lengths(set_temporal_windows(model), lengths) == lengths:
+        model.pretrained_temporal_window = saved.get("pretrained_temporal_window") or 0
+
+
 def _take_windows(config: Config, source: WeightSource) -> None:
     """Record the windows that the weights were trained with if the config leaves them open; reject contradictions."""
     given = pretrained_windows(config.model)
     trained = trained_windows(source.metadata)
-    if trained is None:
-        if all(map(all, given)):
-            return
+    if trained is None and not all(map(all, given)):
         hint = (
             f"no file records the window that the weights in {source.path} were trained with; set it, for example "
             "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
         )
         raise ConfigError("model.pretrained_window", config.model.pretrained_window, hint)
-    taken = put_trained(given, trained)
-    if taken != trained:
+    taken = given if trained is None else put_trained(given, trained)
+    if trained not in (None, taken):
         hint = (
-            f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 uses "
+            f"the weights in {source.path} were trained with {_written(trained or [])}; model.pretrained_window=0 uses "
             "the windows of the source"
         )
         raise ConfigError("model.pretrained_window", _written(given), hint)
-    config.model.pretrained_window = plain_windows(taken)
+    if trained is not None:
+        config.model.pretrained_window = plain_windows(taken)
     _take_temporal_window(config, source)
 
 
@@ -162,7 +184,7 @@ def _take_temporal_window(config: Config, source: WeightSource) -> None:
     if not there.temporal_patch or not config.model.temporal_patch:
         return
     given, trained = config.model.pretrained_temporal_window, pretrained_temporal_windows(there)
-    if given and pretrained_temporal_windows(config.model) != trained:
+    if put_trained_lengths(set_temporal_windows(config.model), trained) != trained:
         hint = (
             f"the weights in {source.path} were trained with {str(trained).replace(' ', '')}; "
             "model.pretrained_temporal_window=0 uses the windows of the source"

@@ -13,7 +13,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import SHARDS, Difference, Identity, identity, shards_digest
 from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest, step_of
 from swinv2_train.config.errors import ConfigError, plain
-from swinv2_train.config.model import pretrained_windows
+from swinv2_train.config.model import pretrained_windows, set_temporal_windows
 from swinv2_train.config.resume import DATA, GLOBAL_BATCH
 from swinv2_train.config.schema import Config
 
@@ -97,17 +97,17 @@ def saved_metadata(directory: Path, config: Config, step: int | None = None) -> 
 
     Args:
         directory: the run directory.
-        config: may leave the pretrained windows of the model at 0 and fields of the task open, which are then not
-            compared.
+        config: may leave pretrained windows of the model at 0, in some stages or all, and fields of the task open,
+            which are then not compared.
         step: of the only checkpoint that counts; None: all.
     """
     found = [saved for _, saved in _all_metadata(directory, step)]
     own = identity(config)
     for key in config.task.open_fields():
         del own.metadata["task"][key]
-    if not any(map(any, pretrained_windows(config.model))):
+    if not all(map(all, pretrained_windows(config.model))):
         del own.metadata["model"]["pretrained_window"]
-    if not config.model.pretrained_temporal_window:
+    if not all(set_temporal_windows(config.model)):
         own.metadata["model"].pop("pretrained_temporal_window", None)
     return next((saved for saved in found if own.refusal(saved) is None), found[0] if found else None)
 

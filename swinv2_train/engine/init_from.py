@@ -18,7 +18,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop.load import meta_model, start_note
-from swinv2_train.interop.source import WeightSource, open_source
+from swinv2_train.interop.source import open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer, shares_head
 from swinv2_train.launch.failures import together
 from swinv2_train.launch.ranks import Ranks
@@ -55,7 +55,7 @@ def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequen
                 class_names=class_names,
                 task=config.task,
             )
-            source.notes += _warnings(config, source, class_names)
+            source.notes += _warnings(config, transfer, class_names)
             _fill(engine, transfer)
             if ranks.is_main:
                 source.notes += start_note(source, config.model, resolution(config))
@@ -83,13 +83,19 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
         plan = plan_transfer(
             source, shapes, config.model, mapped, resolution=size, class_names=class_names, task=config.task
         )
-        return [*plan.lines(), *_warnings(config, source, class_names)]
+        return [*plan.lines(), *_warnings(config, plan, class_names)]
 
 
-def _warnings(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[str]:
+def _warnings(config: Config, transfer: Transfer, class_names: Sequence[str] | None) -> list[str]:
     """Return a warning if the rows of the head are matched by number although one side names its classes."""
+    source = transfer.source
     taken = shares_head(source, config.task) and source.num_classes and source.num_classes == config.task.classes
-    if not taken or config.init.label_map is not None or bool(class_names) == bool(source.class_names):
+    if (
+        not taken
+        or transfer.new_head
+        or config.init.label_map is not None
+        or bool(class_names) == bool(source.class_names)
+    ):
         return []
     named, other = ("data.shards", source.path) if class_names else (source.path, "data.shards")
     return [

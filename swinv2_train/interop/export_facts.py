@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.checkpoint.identity import CLIP_MODEL_KEYS
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.values import value_settings
@@ -20,9 +21,10 @@ _TRAINING_ONLY = ("attention", "sequential_chunk_mib", "checkpointing", "drop_pa
 def exported_metadata(loaded: LoadedModel) -> dict[str, Any]:
     """Return what a reader must know about the weights, in the sections of a checkpoint's manifest."""
     config = loaded.config
+    unused = (*_TRAINING_ONLY, *(() if config.model.temporal_patch else CLIP_MODEL_KEYS))
     return {
         "task": to_dict(config.task),
-        "model": {key: value for key, value in to_dict(config.model).items() if key not in _TRAINING_ONLY},
+        "model": {key: value for key, value in to_dict(config.model).items() if key not in unused},
         "data": {"resolution": list(resolution(config)), "mean": loaded.mean, "std": loaded.std, **clip_facts(config)},
         "classes": loaded.class_names,
         "preprocess": preprocess_facts(loaded),

@@ -36,13 +36,17 @@ class HeadRows:
         """
         new = [self._name(number) for number, row in enumerate(self.rows) if row is None]
         if not self.taken:
-            return (
-                f"zeros; none of the {len(self.rows)} classes has the name of one of the source's {classes}: "
-                "init.label_map=numbers uses class n for class n, init.label_map=FILE uses a list of numbers"
-            )
+            return f"zeros; {self.unmatched(classes)}"
         more = ", ..." if len(new) > _MOST_NAMED else ""
         left = f"; {len(new)} new, zeros ({', '.join(new[:_MOST_NAMED])}{more})" if new else ""
         return f"{self.taken} of {counted(classes, 'row')} {self.by}{left}"
+
+    def unmatched(self, classes: int) -> str:
+        """Return why no row is taken, and the remedy. For the argument see `detail`."""
+        return (
+            f"none of the {len(self.rows)} classes has the name of one of the source's {classes}: "
+            "init.label_map=numbers uses class n for class n, init.label_map=FILE uses a list of numbers"
+        )
 
     def lines(self, source_names: Sequence[str] | None) -> list[str]:
         """Return a line per class of the model: the origin of its row."""
@@ -69,3 +73,23 @@ def rows_by_name(model: Sequence[str] | None, source: Sequence[str] | None) -> H
     if not model or not source or list(model) == list(source):
         return None
     return HeadRows(numbers_by_name(model, source), "by class name", model)
+
+
+def reason_for_new_head(rows: HeadRows | None, there: int, here: int, *, unnamed: bool) -> str | None:
+    """Return why a model of clips keeps the small initial values of its head; None if it gets rows of the source.
+
+    Args:
+        rows: those of the label map or of equal names; None: class n for class n.
+        there, here: classes of the source and of the model.
+        unnamed: the source classifies images, and no names show that its classes are those of the model.
+    """
+    if rows is not None:
+        return None if rows.taken else rows.unmatched(there)
+    if there != here:
+        return f"the source has {there} classes, the model {here}"
+    if unnamed:
+        return (
+            "the classes of images and of clips are not known to be the same; init.label_map=numbers uses class n for "
+            "class n"
+        )
+    return None

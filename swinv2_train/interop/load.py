@@ -13,7 +13,7 @@ from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.clips import check_clips
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry
+from swinv2_train.config.model import ModelConfig, pretrained_windows, set_temporal_windows, stage_geometry
 from swinv2_train.config.plugins import import_recorded
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
@@ -29,6 +29,7 @@ from swinv2_train.interop.metadata import (
     model_config,
     plain_windows,
     put_trained,
+    put_trained_lengths,
     trained_windows,
 )
 from swinv2_train.interop.source import OWN, WeightSource, open_source
@@ -176,6 +177,9 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     if trained is not None:
         own = put_trained(pretrained_windows(changed.model), trained)
         changed.model.pretrained_window = plain_windows(own)
+    if changed.model.temporal_patch and config.model.temporal_patch:
+        set_here, known = (set_temporal_windows(each.model) for each in (changed, config))
+        changed.model.pretrained_temporal_window = put_trained_lengths(set_here, known)
     return changed
 
 
@@ -270,6 +274,7 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
         stage_geometry(config.model, *resolution(config), clip_frames(config))
         validate_data(config)
         config.task.check_prediction()
+        config.task.check_evaluation(config)
         if isinstance(config.data.scale, str):
             hint = "percentiles are measured on training shards, and none are read here; set numbers, data.scale=[0,1]"
             raise ConfigError("data.scale", config.data.scale, hint)

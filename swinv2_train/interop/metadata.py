@@ -53,6 +53,11 @@ def put_trained(given: Sequence[Window], trained: Sequence[Window]) -> list[Wind
     return [(own[0] or known[0], own[1] or known[1]) for own, known in zip(given, trained, strict=True)]
 
 
+def put_trained_lengths(given: Sequence[int], trained: Sequence[int]) -> list[int]:
+    """Do the same for windows along time."""
+    return [own or known for own, known in zip(given, trained, strict=True)]
+
+
 def recorded_metadata(content: Any) -> dict[str, Any]:
     """Check the metadata that weights of this package record, section by section.
 

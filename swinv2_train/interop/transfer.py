@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
-from swinv2_train.config.structure import structural_difference
+from swinv2_train.config.model import ModelConfig, fit_window, stage_geometry, windows
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
-from swinv2_train.interop.head import HeadRows, rows_by_name
+from swinv2_train.interop.head import HeadRows, reason_for_new_head, rows_by_name
 from swinv2_train.interop.inflation import PATCHES, change_channels, inflated
 from swinv2_train.interop.metadata import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, in_backbone
 from swinv2_train.interop.source import OWN, WeightSource
 from swinv2_train.interop.storage import numel
+from swinv2_train.interop.structure import check_structure
 from swinv2_train.text import counted
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Transfer:
     _kept: set[str] = field(default_factory=set)
     head: HeadRows | None = None
     """Rows of the head, unless all of it is loaded unchanged or new."""
+    new_head: str | None = None
+    """Reason for a head with its initial values although rows of the source would fit."""
     same_head: bool = True
     """True if parameters outside of the backbone have the same meaning in source and model when names match."""
 
@@ -185,6 +187,11 @@ def plan_transfer(
         transfer.head = HeadRows(list(label_map), "by the label map", class_names)
     elif rows_fit:
         transfer.head = rows_by_name(class_names, source.class_names)
+    if rows_fit and model.temporal_patch:
+        same_names = bool(class_names) and list(class_names) == source.class_names
+        of_images = task is not None and not model_config(source.metadata).temporal_patch
+        reason = reason_for_new_head(transfer.head, there[0], here[0], unnamed=of_images and not same_names)
+        transfer.new_head, transfer.head = reason, None if reason else transfer.head
     for key, shape in wanted.items():
         transfer.rows.append(_row(transfer, key, shape, model, resolution))
     for key in source.shapes:
@@ -254,6 +261,8 @@ def _row(
     there = source.shapes.get(key)
     if there is not None and not transfer.same_head and not in_backbone(key):
         return Row(key, "new", f"initial value; {key} in the source is of task={source.metadata['task']['name']}")
+    if transfer.new_head and key in source.head:
+        return Row(key, "new", f"initial value; {transfer.new_head}")
     place, _, part = key.rpartition(".")
     weights = [shapes.get(f"{place}.weight", ())[1:] for shapes in (source.shapes, transfer._shapes)]
     if part == "bias" and there is not None and not in_backbone(key) and weights[0] != weights[1]:
@@ -373,62 +382,11 @@ def _why_left(source: WeightSource, key: str, task: TaskConfig | None) -> str:
     raise ConfigError("init_from", source.path, hint)
 
 
-def check_structure(source: WeightSource, model: ModelConfig) -> None:
-    """Reject weights of a model of another size or kind. Torch-free.
-
-    Raises:
-        ConfigError: naming the field, with the tensor and both shapes if a shape shows it, and the fix.
-    """
-    there = model_config(source.metadata)
-    if name := structural_difference(there, model):
-        before, now = getattr(there, name), getattr(model, name)
-        if name == "absolute_position" and model.temporal_patch:
-            hint = "have an absolute position embedding, which models of clips do not have; use others"
-            raise ConfigError(f"model.{name}", _written(now), f"the weights in {source.path} {hint}")
-        sizes = ("embed_dim", "depths", "num_heads")
-        known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
-        hint = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
-        shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
-        raise ConfigError(
-            f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {hint}, or use others"
-        )
-
-
-def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
-    """Return a tensor that shows a difference, with both shapes."""
-    stage = (
-        next((s for s in range(NUM_STAGES) if getattr(there, name)[s] != getattr(model, name)[s]), 0)
-        if (name in ("depths", "num_heads"))
-        else 0
-    )
-    if name == "depths":
-        return f"{there.depths[stage]} blocks in layers.{stage}.blocks, the model {model.depths[stage]}"
-    shapes = {
-        **dict.fromkeys(("embed_dim", "patch_size", "temporal_patch"), (PATCHES, _patch_shape)),
-        "num_heads": (f"layers.{stage}.blocks.0.attn.logit_scale", lambda m: (m.num_heads[stage], 1, 1)),
-        "mlp_ratio": ("layers.0.blocks.0.mlp.fc1.weight", lambda m: (mlp_width(m, m.embed_dim), m.embed_dim)),
-    }
-    if name not in shapes:
-        return ""
-    key, shape = shapes[name]
-    return f"{key} of shape {shape(there)}, the model {shape(model)}"
-
-
-def _patch_shape(model: ModelConfig) -> tuple[int, ...]:
-    frames = (model.temporal_patch,) if model.temporal_patch else ()
-    return (model.embed_dim, model.in_channels, *frames, model.patch_size, model.patch_size)
-
-
 def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in wanted.items():
         if key not in source.shapes and in_backbone(key):
             hint = f"{source.path} lacks {key}, which is {shape} in the model; it is incomplete, use other weights"
             raise ConfigError("init_from", source.path, hint)
-
-
-def _written(value: Any) -> str:
-    """Return a value in command-line syntax."""
-    return str(value).replace(" ", "").lower() if isinstance(value, (list, bool)) else str(value)
 
 
 def _contradiction(

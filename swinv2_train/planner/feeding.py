@@ -12,6 +12,8 @@ UTILIZATION = 0.35
 GPUS = {"A100": "A100-SXM4-40GB", "H100": "H100 80GB HBM3"}
 """GPUs of the estimate, and their names in the table of peaks."""
 MODELS = tuple(VARIANTS)
+_PATCH = 2
+"""Frames per patch of a model of clips."""
 
 
 def images_per_second(model: str, side: int, gpu: str, frames: int = 0) -> float:
@@ -21,10 +23,10 @@ def images_per_second(model: str, side: int, gpu: str, frames: int = 0) -> float
         model: one of `MODELS`, with its default window, and for clips with patches of two frames.
         side: of the input, in pixels.
         gpu: one of `GPUS`.
-        frames: of a clip; 0: images.
+        frames: of a clip, an odd number rounded up to whole patches; 0: images.
     """
-    config = Config(model=variant(model, temporal_patch=(1 if frames % 2 else 2) if frames else 0))
-    config.data.resolution, config.data.frames = side, frames
+    config = Config(model=variant(model, temporal_patch=_PATCH if frames else 0))
+    config.data.resolution, config.data.frames = side, -(-frames // _PATCH) * _PATCH
     peak = peak_tflops(GPUS[gpu], "bf16")
     assert peak is not None
     return UTILIZATION * peak * 1e12 / training_flops(config)

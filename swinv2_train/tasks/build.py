@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig
+from swinv2_train.data.batch import TOGETHER
 from swinv2_train.data.channel_statistics import resolve_statistics
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.loader import EvalLoader, SampleSource, Share
@@ -20,9 +21,9 @@ EVAL_SEED = 20111
 
 
 def measured_together(task: TaskConfig, micro_batch: int) -> int:
-    """Return the samples of a batch in an evaluation that has about as many inputs of the model as a micro-batch.
+    """Return the samples of a batch in an evaluation whose inputs of the model fit a micro-batch, at least one.
 
-    Samples with several inputs, such as the views of a video, then need no more memory than others.
+    A sample with more inputs, such as the views of a video, takes several forward passes.
     """
     return max(1, micro_batch // task.eval_inputs)
 
@@ -33,20 +34,33 @@ def build_task(config: Config, shards: ShardSet) -> Task:
     return config.task.implementation().from_data(config, mean, std, shards.card)
 
 
-def evaluation_loader(
-    config: Config, task: Task, shards: ShardSet, ranks: Ranks
-) -> Callable[[int | None, int], EvalLoader]:
-    """Return a function that opens this rank's part of the first n held-out samples (None: all), in given batches."""
+class OpenHeldOut(Protocol):
+    """Function that opens this rank's part of the held-out samples."""
 
-    def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
+    def __call__(self, num_samples: int | None, micro_batch: int, *, figure: bool = False) -> EvalLoader:
+        """Open the first samples; None: all.
+
+        Args:
+            micro_batch: inputs of the model in a forward pass.
+            figure: prepare samples as for a figure, in batches of `micro_batch` samples; see `Task.figure_transform`.
+        """
+
+
+def evaluation_loader(config: Config, task: Task, shards: ShardSet, ranks: Ranks) -> OpenHeldOut:
+    """Return a function that opens this rank's part of the held-out samples."""
+
+    def open_loader(num_samples: int | None, micro_batch: int, *, figure: bool = False) -> EvalLoader:
         count = min(num_samples or shards.num_samples, shards.num_samples)
         decoding = DecodeOptions.of(config.data, task.mean)
-        size = min(micro_batch, -(-count // ranks.world_size))
+        transform = task.figure_transform if figure else task.eval_transform
+        size = micro_batch if figure else measured_together(config.task, micro_batch)
+        size = min(size, -(-count // ranks.world_size))
         return EvalLoader(
-            SampleSource(shards, task.eval_transform, config.model.in_channels, EVAL_SEED, decoding),
+            SampleSource(shards, transform, config.model.in_channels, EVAL_SEED, decoding),
             Share(size, ranks.rank, ranks.world_size, local_ranks(), config.data.connections),
             num_samples=count,
             workers=Workers(config.data.num_workers, config.data.prefetch_batches),
+            also={TOGETHER: micro_batch},
         )
 
     return open_loader

@@ -90,6 +90,11 @@ class Task(abc.ABC):
         self.frames = clip_frames(config)
         """Frames of a clip; 0 for images."""
 
+    @property
+    def figure_transform(self) -> Transform:
+        """Transform of the held-out samples of figures and of activation amplitudes during a run."""
+        return self.eval_transform
+
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
         """Return the task for a complete config and the dataset card of its training shards.

@@ -124,6 +124,8 @@ MULTISTEP = {"optim__schedule": "multistep", "optim__milestones": [700.0]}
         ({"optim__epochs": 300000.0}, "optim.epochs=null optim.steps=300000"),
         ({"optim__layer_decay": 0.01}, "optim.layer_decay=0.01"),
         ({"model__temporal_window": 16}, "model.temporal_window=16 has no effect on a model of images"),
+        ({"model__pretrained_temporal_window": [0, 4, 0, 0]}, "temporal_window=[0, 4, 0, 0] has no effect on a model"),
+        ({"data__frame_stride": 5}, "data.frame_stride=5 has no effect on a model of images"),
         ({"task__mixup": 80.0}, "task.mixup=80 is far above"),
         ({"task__color_jitter": 40.0}, "task.color_jitter=40"),
         ({"task__label_smoothing": 0.9}, "task.label_smoothing=0.9"),
@@ -133,6 +135,11 @@ def test_what_is_odd_is_warned_of(values: dict[str, Any], sentence: str) -> None
     config = made(**values)
     validate(config)
     assert any(sentence in line for line in doubts(config, make_plan(config, 1, SAMPLES)))
+
+
+def test_defaults_in_another_notation_are_not_doubted() -> None:
+    config = made(model__temporal_window=[8, 8, 8, 8], model__pretrained_temporal_window=[0, 0, 0, 0])
+    assert doubts(config, make_plan(config, 1, SAMPLES)) == []
 
 
 @pytest.mark.slow

@@ -41,3 +41,5 @@ def test_every_tensor_of_a_batch_is_found_and_moves() -> None:
     assert [tuple(tensor.shape) for tensor in tensors(batch)] == [(2, 3), (8,)]
     (moved,) = on_device([batch], torch.device("meta"))
     assert {tensor.device.type for tensor in tensors(moved)} == {"meta"}
+    (moved,) = on_device([batch], torch.device("meta"), ("image", "text"))
+    assert [tensor.device.type for tensor in tensors(moved)] == ["cpu", "meta"]

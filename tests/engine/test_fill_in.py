@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
@@ -15,7 +19,7 @@ from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.channel_statistics import check_channels, check_channels_of_model, check_held_out_channels
-from swinv2_train.engine.fill_in import complete
+from swinv2_train.engine.fill_in import complete, keep_windows
 from tests.runs import TINY_MODEL, environment, tiny_run
 
 
@@ -99,6 +103,16 @@ def test_windows_that_the_source_was_not_trained_with_are_refused(
         complete(config(tmp_path, *given), None)
 
 
+def without_resolution(path: Path, copy: Path) -> Path:
+    """Write a copy of weights that does not record the size of their input."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    geometry = json.loads(metadata["geometry"])
+    del geometry["data"]["resolution"]
+    save_file(tensors, copy, metadata | {"geometry": json.dumps(geometry)})
+    return copy
+
+
 def test_weights_of_clips_tell_their_window_in_time(tmp_path: Path) -> None:
     from tests.interop.made import write_model
 
@@ -115,8 +129,16 @@ def test_weights_of_clips_tell_their_window_in_time(tmp_path: Path) -> None:
     assert (inflated.pretrained_window, inflated.pretrained_temporal_window) == ([4, 4, 4, 2], 0)
     same = complete(compose([*given, f"init_from={clips}", "model.pretrained_temporal_window=[2,3,2,2]"]), None).model
     assert same.pretrained_temporal_window == [2, 3, 2, 2]
+    for open_one, time in (("[0,0,0,0]", 0), ("[2,0,0,2]", 0), ("0", 2)):
+        options = [f"model.pretrained_temporal_window={open_one}", f"model.temporal_window={time or 8}"]
+        some = complete(compose([*given, f"init_from={clips}", *options]), None).model
+        assert some.pretrained_temporal_window == [2, 3, 2, 2], open_one
     with pytest.raises(ConfigError, match=r"pretrained_temporal_window=4: the weights in .* trained with \[2,3,2,2\]"):
         complete(compose([*given, f"init_from={clips}", "model.pretrained_temporal_window=4"]), None)
+    unsized = without_resolution(clips, tmp_path / "unsized.safetensors")
+    for start, pretrained in ((clips, "0"), (unsized, "[4,4,4,2]")):
+        told = complete(compose([*given, f"init_from={start}", f"model.pretrained_window={pretrained}"]), None).model
+        assert (told.pretrained_window, told.pretrained_temporal_window) == ([4, 4, 4, 2], [2, 3, 2, 2])
     with pytest.raises(
         ConfigError, match=r"temporal_patch=4: the weights in .* \(8, 3, 2, 4, 4\), the model \(8, 3, 4"
     ):
@@ -140,6 +162,27 @@ def test_windows_are_told_where_the_source_does_not(tmp_path: Path) -> None:
 def test_a_run_that_has_begun_is_completed_from_itself(finished_run: Path) -> None:
     own = compose(tiny_run(Path("/nowhere"), finished_run, "init_from=/no/longer/there", "model.window=4"))
     assert complete(own, None).model.pretrained_window == 0, "as in its checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("key", "saved", "given", "expected"),
+    [
+        ("window", [4, 4, 4, 2], 0, [4, 4, 4, 2]),
+        ("window", [4, 4, 4, 2], [4, 0, [0, 4], 0], [4, 4, 4, 2]),
+        ("window", [4, 4, 4, 2], [4, 3, 0, 0], [4, 3, 0, 0]),  # another run: it is refused
+        ("window", 4, [0, 0, 4, 4], 4),
+        ("temporal_window", [2, 3, 2, 2], [0, 0, 0, 0], [2, 3, 2, 2]),
+        ("temporal_window", [2, 3, 2, 2], [0, 3, 0, 0], [2, 3, 2, 2]),
+        ("temporal_window", [2, 3, 2, 2], [0, 4, 0, 0], [0, 4, 0, 0]),
+        ("temporal_window", None, 0, 0),
+    ],
+)
+def test_a_resume_keeps_the_pretrained_windows_that_are_left_open(
+    key: str, saved: Any, given: Any, expected: Any
+) -> None:
+    model = ModelConfig(temporal_patch=2, **{f"pretrained_{key}": given})
+    keep_windows(model, {"model": {} if saved is None else {f"pretrained_{key}": saved}})
+    assert getattr(model, f"pretrained_{key}") == expected
 
 
 @pytest.mark.slow

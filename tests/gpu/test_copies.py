@@ -52,3 +52,11 @@ def test_one_batch_is_taken_in_advance() -> None:
     for batch in moved:
         seen.append((batch["broken"][0][0], len(taken)))
     assert seen == [(0, 2), (1, 3), (2, 3)]
+
+
+def test_entries_that_stay_on_the_host_are_moved_in_parts() -> None:
+    for number, batch in enumerate(on_device(batches(3), CUDA, ("image",))):
+        assert (batch["image"].device.type, batch["image"].is_pinned()) == ("cpu", True)
+        parts = [part.to(CUDA, non_blocking=True).long().sum() for part in batch["image"].split(5)]
+        assert batch["boxes"][0].device == CUDA
+        assert int(sum(parts)) == int(list(batches(3))[number]["image"].long().sum())

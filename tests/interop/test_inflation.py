@@ -10,11 +10,14 @@ import torch
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.tasks import VideoConfig
+from swinv2_train.interop.export_facts import exported_metadata
 from swinv2_train.interop.load import load_model
 from swinv2_train.interop.source import open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 from swinv2_train.models import ImageClassifier, MaskedImageModel
-from tests.interop.made import SMALL, write_model
+from swinv2_train.models.state import state_shapes
+from tests.interop.made import CLASSES, SMALL, write_model
 
 CLIP = {"temporal_patch": 2, "temporal_window": 2}
 TABLE = {"position_bias": "table", "similarity": "dot", "norm_placement": "pre"}
@@ -114,11 +117,12 @@ def test_other_channels_and_frames_together(tmp_path: Path) -> None:
 
 def test_weights_of_clips_do_not_become_images_nor_clips_of_other_patches(tmp_path: Path) -> None:
     path = write_model(tmp_path / "clips.safetensors", frames=4, **CLIP)
-    for patch, shape in ((0, r"\(8, 3, 4, 4\)"), (4, r"\(8, 3, 4, 4, 4\)")):
+    shapes = r"have patch_embed.proj.weight of shape \(8, 3, 2, 4, 4\), the model \(8, 3, 4, 4, 4\)"
+    for patch, hint in (
+        (0, "the weights in .* are of clips, which no model of images can start from; use weights of images, or task="),
+        (4, f"{shapes}; set model.temporal_patch=2"),
+    ):
         config = ModelConfig(**SMALL, temporal_patch=patch)
-        hint = (
-            rf"have patch_embed.proj.weight of shape \(8, 3, 2, 4, 4\), the model {shape}; set model.temporal_patch=2"
-        )
         with pytest.raises(ConfigError, match=hint):
             transferred(path, ImageClassifier(config, 6), config)
     config = ModelConfig(**SMALL, **CLIP)
@@ -127,12 +131,69 @@ def test_weights_of_clips_do_not_become_images_nor_clips_of_other_patches(tmp_pa
         transferred(images, ImageClassifier(config, 6), config)
 
 
+@pytest.mark.parametrize(
+    ("frames", "count", "names", "label_map", "origin", "reason"),
+    [
+        (0, 6, None, None, None, "not known to be the same; init.label_map=numbers uses class n for class n"),
+        (0, 6, [f"action {number}" for number in range(6)], None, None, "none of the 6 classes has the name"),
+        (0, 6, CLASSES, None, list(range(6)), ""),
+        (0, 6, ["action", *CLASSES[1:]], None, [None, 1, 2, 3, 4, 5], "5 of 6 rows by class name"),
+        (0, 6, None, [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], "by the label map"),
+        (0, 3, None, [0, 1, 2], [0, 1, 2], "by the label map"),
+        (0, 3, ["action"] * 3, None, None, "none of the 3 classes"),
+        (0, 3, None, None, None, "the source has 6 classes, the model 3"),
+        (4, 6, None, None, list(range(6)), ""),
+        (4, 3, None, None, None, "the source has 6 classes, the model 3"),
+    ],
+)
+def test_the_head_of_images_is_one_of_clips_only_for_the_same_classes(
+    tmp_path: Path,
+    frames: int,
+    count: int,
+    names: list[str] | None,
+    label_map: list[int] | None,
+    origin: list[int | None] | None,
+    reason: str,
+) -> None:
+    """A new head keeps its small initial values."""
+    path = write_model(tmp_path / "model.safetensors", frames=frames, **(CLIP if frames else {}))
+    config, task = ModelConfig(**SMALL, **CLIP), VideoConfig()
+    shapes = state_shapes(ImageClassifier(config, count))
+    source = open_source(path)
+    found = plan_transfer(source, shapes, config, label_map, resolution=(64, 64), class_names=names, task=task)
+    for key in ("head.weight", "head.bias"):
+        (row,) = [row for row in found.rows if row.key == key]
+        assert reason in row.detail
+        value, there = found.tensor(key), source.tensor(key)
+        if origin is None:
+            assert (row.action, value) == ("new", None)
+            continue
+        for number, place in enumerate(origin):
+            assert torch.equal(value[number], torch.zeros_like(there[0]) if place is None else there[place])
+
+
+def test_several_crops_need_the_center_mode_also_of_finished_weights(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "clips.safetensors", frames=4, **CLIP)
+    assert load_model(path, ["task.views=1x3"]).config.task.views == "1x3"
+    with pytest.raises(ConfigError, match=r"task.views=1x3: several crops need data.crop_mode=center, not squash"):
+        load_model(path, ["task.views=1x3", "data.crop_mode=squash"])
+
+
+def test_an_export_of_images_records_no_windows_in_time(tmp_path: Path) -> None:
+    clips = exported_metadata(load_model(write_model(tmp_path / "clips.safetensors", frames=4, **CLIP)))["model"]
+    images = exported_metadata(load_model(write_model(tmp_path / "images.safetensors")))["model"]
+    assert clips["temporal_window"] == 2
+    assert clips.keys() - images.keys() == {"temporal_window", "pretrained_temporal_window"}
+
+
 @pytest.mark.parametrize("bias", [{}, TABLE], ids=["network", "table"])
 def test_clips_are_used_at_other_windows_with_the_bias_of_their_training(tmp_path: Path, bias: dict[str, Any]) -> None:
     path = write_model(tmp_path / "clips.safetensors", frames=4, **CLIP, **bias)
     loaded = load_model(path)
     assert (loaded.config.data.frames, loaded.config.data.frame_stride) == (4, 3)
     assert loaded.config.model.pretrained_temporal_window == [2] * 4
+    opened = load_model(path, ["model.temporal_window=3", "model.pretrained_temporal_window=0"])
+    assert opened.config.model.pretrained_temporal_window == [2] * 4
     wider = load_model(path, ["model.temporal_window=3", "model.window=6", "data.frames=12"])
     assert wider.config.model.temporal_window == 3
     assert wider.config.model.pretrained_temporal_window == [2] * 4

@@ -13,7 +13,8 @@ from swinv2_train.config.model import ModelConfig, variant
 from swinv2_train.interop.load import load_model, source_config
 from swinv2_train.interop.metadata import infer_model
 from swinv2_train.interop.source import open_source
-from swinv2_train.interop.transfer import check_structure, plan_transfer
+from swinv2_train.interop.structure import check_structure
+from swinv2_train.interop.transfer import plan_transfer
 from swinv2_train.models import MaskedImageModel
 from swinv2_train.models.state import state_shapes
 from tests.interop.files import official_buffers

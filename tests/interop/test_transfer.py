@@ -14,7 +14,8 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, variant
 from swinv2_train.interop.inflation import change_channels
 from swinv2_train.interop.source import WeightSource, open_source
-from swinv2_train.interop.transfer import Transfer, check_structure, plan_transfer
+from swinv2_train.interop.structure import check_structure
+from swinv2_train.interop.transfer import Transfer, plan_transfer
 from swinv2_train.models import ImageClassifier, MaskedImageModel
 from swinv2_train.models.layers import position_embedding
 from tests.interop.files import SMALL, official_buffers, official_file, official_simmim_file, released_simmim_file

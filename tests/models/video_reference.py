@@ -2,7 +2,8 @@
 
 Norms before the branches, dot products, a table of biases, windows in space and time, a convolution over (2, 4, 4)
 pixels. Two things are as in this package, because the comparison is of the attention: the norm of a patch merging
-follows the reduction, and keys have no bias. In float64; the tensors of a state have the names of the package.
+follows the reduction, and keys have no bias. A clip must have whole windows in time, or less than one: Video Swin
+attends to padding in time. In float64; the tensors of a state have the names of the package.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from torch import Tensor
 
 
 def video_swin(
-    state: dict[str, Tensor], clips: Tensor, depths: list[int], heads: list[int], window: tuple[int, int, int]
+    state: dict[str, Tensor], clips: Tensor, depths: list[int], window: tuple[int, int, int]
 ) -> list[Tensor]:
-    """Features of every stage, (B, T', H_i, W_i, C_i), of clips (B, 3, T, H, W)."""
+    """Features of every stage, (B, T', H_i, W_i, C_i), of clips (B, 3, T, H, W).
+
+    Args:
+        depths: of the first stages, up to all four; their maps must be at least as high and wide as the window,
+            because the index of Video Swin has another meaning in a window that is smaller in space.
+    """
     weight = state["patch_embed.proj.weight"]
     stride = tuple(weight.shape[2:])
     short = [-side % step for side, step in zip(clips.shape[2:], stride, strict=True)]
@@ -27,14 +33,15 @@ def video_swin(
     features = []
     for stage, depth in enumerate(depths):
         for index in range(depth):
-            x = _block(state, f"layers.{stage}.blocks.{index}", x, heads[stage], window, shifted=index % 2 == 1)
+            x = _block(state, f"layers.{stage}.blocks.{index}", x, window, shifted=index % 2 == 1)
         features.append(x)
         if stage < len(depths) - 1:
             x = F.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
             parts = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
             name = f"layers.{stage}.downsample"
             x = _norm(torch.cat(parts, -1) @ state[f"{name}.reduction.weight"].T, state, f"{name}.norm")
-    features[-1] = _norm(features[-1], state, "norm")
+    if len(features) == 4:
+        features[-1] = _norm(features[-1], state, "norm")
     return features
 
 
@@ -42,20 +49,20 @@ def _norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
 
 
-def _block(
-    state: dict[str, Tensor], name: str, x: Tensor, heads: int, window: tuple[int, int, int], *, shifted: bool
-) -> Tensor:
+def _block(state: dict[str, Tensor], name: str, x: Tensor, window: tuple[int, int, int], *, shifted: bool) -> Tensor:
     sides = x.shape[1:4]
     used = [min(extent, side) for extent, side in zip(window, sides, strict=True)]
     shift = [extent // 2 if shifted and side > extent else 0 for extent, side in zip(window, sides, strict=True)]
-    attended = _attention(state, f"{name}.attn", _norm(x, state, f"{name}.norm1"), heads, used, shift)
+    assert used[1:] == list(window[1:])
+    bias = _bias(state[f"{name}.attn.relative_position_bias_table"], window, math.prod(used))
+    attended = _attention(state, f"{name}.attn", _norm(x, state, f"{name}.norm1"), bias, used, shift)
     x = x + attended
     y = F.linear(_norm(x, state, f"{name}.norm2"), state[f"{name}.mlp.fc1.weight"], state[f"{name}.mlp.fc1.bias"])
     return x + F.linear(F.gelu(y), state[f"{name}.mlp.fc2.weight"], state[f"{name}.mlp.fc2.bias"])
 
 
 def _attention(
-    state: dict[str, Tensor], name: str, x: Tensor, heads: int, window: list[int], shift: list[int]
+    state: dict[str, Tensor], name: str, x: Tensor, position_bias: Tensor, window: list[int], shift: list[int]
 ) -> Tensor:
     sides = x.shape[1:4]
     short = [-side % extent for side, extent in zip(sides, window, strict=True)]
@@ -66,8 +73,8 @@ def _attention(
     q_bias = state[f"{name}.q_bias"]
     bias = torch.cat([q_bias, torch.zeros_like(q_bias), state[f"{name}.v_bias"]])
     qkv = F.linear(tokens, state[f"{name}.qkv.weight"], bias)
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    scores = q @ k.mT / math.sqrt(q.shape[-1]) + _table(state[f"{name}.relative_position_bias_table"], window)
+    q, k, v = qkv.unflatten(-1, (3, len(position_bias), -1)).permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT / math.sqrt(q.shape[-1]) + position_bias
     if any(shift):
         regions, number = x.new_zeros(1, *padded, 1), 0
         cuts = [
@@ -97,9 +104,14 @@ def _partition(x: Tensor, window: list[int]) -> Tensor:
     return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, math.prod(window), c)
 
 
-def _table(table: Tensor, window: list[int]) -> Tensor:
-    """(offsets, heads) -> (heads, N, N), by the index that the code of Video Swin computes."""
+def _bias(table: Tensor, window: tuple[int, int, int], tokens: int) -> Tensor:
+    """(offsets, heads) of the configured window -> (heads, N, N) for the N tokens of the window in use.
+
+    By the index that the code of Video Swin computes for the configured window, of which it takes the first N rows and
+    columns.
+    """
     places = torch.cartesian_prod(*(torch.arange(side) for side in window))
     distance = places.unsqueeze(1) - places.unsqueeze(0) + torch.tensor([side - 1 for side in window])
     strides = ((2 * window[1] - 1) * (2 * window[2] - 1), 2 * window[2] - 1, 1)
-    return table[(distance * torch.tensor(strides)).sum(-1)].permute(2, 0, 1)
+    index = (distance * torch.tensor(strides)).sum(-1)
+    return table[index[:tokens, :tokens]].permute(2, 0, 1)

@@ -22,4 +22,5 @@ def test_every_model_and_gpu_has_a_number_that_falls_with_size() -> None:
     for gpu in GPUS:
         rates = [images_per_second(model, 192, gpu) for model in MODELS]
         assert rates == sorted(rates, reverse=True)
+        assert images_per_second("swinv2_base", 192, gpu, 7) == images_per_second("swinv2_base", 192, gpu, 8) < rates[2]
         assert images_per_second("swinv2_base", 384, gpu) < rates[2] / 3  # small images are padded more

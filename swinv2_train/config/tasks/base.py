@@ -231,6 +231,13 @@ class TaskConfig(Section):
             ConfigError: for the first error.
         """
 
+    def check_evaluation(self, config: Config) -> None:
+        """Check the settings of evaluations against those of the input, for finished weights.
+
+        Raises:
+            ConfigError: for the first error.
+        """
+
     def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
         """Return the `crop_pct` and `crop_mode` of inputs of one size: of features, probes, and exports.
 

@@ -94,15 +94,19 @@ class VideoConfig(ClassificationConfig):
         if not 0 <= self.dropout < 1:
             fix = f"must be a fraction from 0 to below 1{percent(self.dropout)}"
             raise ConfigError("task.dropout", self.dropout, fix)
-        if self.view_counts[1] > 1 and config.data.crop_mode != "center":
-            hint = f"several crops need data.crop_mode=center, not {config.data.crop_mode}"
-            raise ConfigError("task.views", self.views, hint)
+        self.check_evaluation(config)
 
     def check_prediction(self, given: Mapping[str, Any] | None = None) -> None:
         """Check the views and the hop of finished weights, see `TaskConfig.check_prediction`."""
         _ = self.view_counts
         if not 0 <= self.hop < math.inf:
             raise ConfigError("task.hop", self.hop, "must be a number of seconds of at least 0")
+
+    def check_evaluation(self, config: Config) -> None:
+        """Check that several crops can be taken."""
+        if self.view_counts[1] > 1 and config.data.crop_mode != "center":
+            hint = f"several crops need data.crop_mode=center, not {config.data.crop_mode}"
+            raise ConfigError("task.views", self.views, hint)
 
     def describe(self, config: Config) -> Description:
         """Return clips, classes, and augmentation, and the parameters with the linear head."""

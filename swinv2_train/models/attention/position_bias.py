@@ -43,11 +43,17 @@ def network_bias(network: nn.Sequential, window: Window, pretrained: Window, *, 
 
 
 def table_bias(stored: Tensor, window: Window, pretrained: Window) -> Tensor:
-    """Return the bias (h, *offsets) of a table, in at least float32; interpolated if the window differs from its own.
+    """Return the bias (h, *offsets) of a table, in at least float32, for another window than its own as well.
+
+    Heights, widths, and longer times are interpolated. A shorter time takes the offsets that it has, as Video Swin
+    does: a distance of one frame keeps its meaning in a short clip.
 
     Args:
         stored: (product of offsets, h), of the window `pretrained`.
     """
     with without_autocast(stored):
         table = stored.to(at_least_float32(stored.dtype)).t()
-        return resize_table(table.reshape(stored.shape[1], *(2 * side - 1 for side in pretrained)), window)
+        table = table.reshape(stored.shape[1], *(2 * side - 1 for side in pretrained))
+        if len(window) > 2 and window[0] < pretrained[0]:
+            table = table[:, pretrained[0] - window[0] : pretrained[0] + window[0] - 1]
+        return resize_table(table, window)

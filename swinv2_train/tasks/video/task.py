@@ -6,6 +6,7 @@ clips times crops; each video counts once, whatever the number of its views.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -17,7 +18,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import VideoConfig
 from swinv2_train.config.tasks.video import CLIP_TOP1
 from swinv2_train.data.augment import normalise_clips
-from swinv2_train.data.batch import Batch
+from swinv2_train.data.batch import TOGETHER, Batch
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.channel_dropout import channel_noise
 from swinv2_train.models.heads import ImageClassifier
@@ -45,6 +46,14 @@ class Video(Classification):
     def transform(self, *, training: bool) -> Transform:
         return VideoTransform(self.config, self.mean, self.std, training=training, names=self.class_names)
 
+    @property
+    def figure_transform(self) -> Transform:
+        """Transform to one view of each video: the center of the clip in its middle."""
+        transform = copy.copy(self.eval_transform)
+        assert isinstance(transform, VideoTransform)
+        transform.view_counts = (1, 1)
+        return transform
+
     @staticmethod
     def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
         assert isinstance(config.task, VideoConfig)
@@ -52,31 +61,38 @@ class Video(Classification):
         return ImageClassifier(config.model, classes, size, dropout=config.task.dropout, head_std=HEAD_STD)
 
     def images(self, batch: Batch) -> Tensor:
-        """(B, 3, T, H, W) fp32, normalized: the clips of training, or the first view of each video."""
+        """(B, 3, T, H, W) fp32 on the device, normalized: the clips of training, or the first view of each video."""
         clips = batch["image"]
-        return normalise_clips(clips[:, 0] if clips.ndim == _VIEWS else clips, self.mean, self.std)
+        return self._input(clips[:, 0] if clips.ndim == _VIEWS else clips, batch)
+
+    def _input(self, clips: Tensor, batch: Batch) -> Tensor:
+        """(..., 3, T, H, W) uint8 -> fp32 on the device of the batch, where the images need not be."""
+        return normalise_clips(clips.to(batch["position"].device, non_blocking=True), self.mean, self.std)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return those of the clips of training, or of views together: of the mean of their probabilities."""
-        if batch["image"].ndim == _CLIP:
-            return self._clip_logits(model, batch, self.images(batch))
-        return self._averaged(self._view_logits(model, batch))
-
-    def _clip_logits(self, model: nn.Module, batch: Batch, clips: Tensor) -> Tensor:
+        if batch["image"].ndim == _VIEWS:
+            return self._averaged(self._view_logits(model, batch))
         noise = self.noise(model, batch)
         dropout = None
         if model.training and self.task.dropout:
             width = 8 * self.config.model.embed_dim
             dropout = channel_noise(sample_seeds(self.config, batch["position"]), width)
-        return model(clips, noise=noise, dropout_noise=dropout).float()
+        return model(self.images(batch), noise=noise, dropout_noise=dropout).float()
 
     def _view_logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(views, B, num_classes): one forward pass for each view, so that memory does not grow with their number."""
-        found = []
-        for number in range(batch["image"].shape[1]):
-            clips = normalise_clips(batch["image"][:, number], self.mean, self.std)
-            found.append(self._clip_logits(model, batch, clips))
-        return torch.stack(found)
+        """(views, B, num_classes) of a model in eval mode; of clips of training, which are one view.
+
+        The views of all videos are computed together, in passes of a micro-batch. Only that part is moved to the
+        device, so its memory does not grow with their number. Batches of equal size have the same number of passes:
+        under ZeRO-3, a forward pass is a collective.
+        """
+        images = batch["image"]
+        images = images.unsqueeze(1) if images.ndim == _CLIP else images
+        count, views = images.shape[:2]
+        parts = images.flatten(0, 1).split(batch.get(TOGETHER, count))
+        found = torch.cat([model(self._input(part, batch)).float() for part in parts])
+        return found.unflatten(0, (count, views)).transpose(0, 1)
 
     def _averaged(self, logits: Tensor) -> Tensor:
         """(views, B, K) -> the logits (B, K) of the mean of their probabilities."""

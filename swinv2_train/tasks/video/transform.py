@@ -36,6 +36,7 @@ class VideoTransform(ClassificationTransform):
         super().__init__(config, mean, std, training=training, names=names)
         self.members = (VIDEO, VIDEO_FACTS, *self.labels.members)
         self.view_counts = config.task.view_counts
+        self.on_host = () if training else ("image",)  # all views of a video may need more memory than a micro-batch
 
     def read(self, sample: Sample, rng: np.random.Generator) -> Tensor:
         if self.training:

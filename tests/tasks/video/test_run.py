@@ -45,16 +45,16 @@ def command(run: Path, shards: Path, run_dir: Path, *overrides: str) -> list[str
     return tiny_video(shards, run_dir, f"init_from={run.parent / 'images.safetensors'}", *overrides)
 
 
-def half(run: Path, copy: Path) -> None:
+def half(run: Path, copy: Path, last: str = LAST) -> None:
     """Copy a run as if it had been killed after its middle checkpoint."""
     shutil.copytree(run, copy)
-    shutil.rmtree(copy / "checkpoints" / LAST)
+    shutil.rmtree(copy / "checkpoints" / last)
     for name in ("status.json", "report.html"):
         (copy / name).unlink(missing_ok=True)
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    ours, twin = (load_weights(path / "checkpoints" / LAST) for path in (one, other))
+def same_weights(one: Path, other: Path, last: str = LAST) -> bool:
+    ours, twin = (load_weights(path / "checkpoints" / last) for path in (one, other))
     return ours.keys() == twin.keys() and all(torch.equal(ours[name], twin[name]) for name in twin)
 
 
@@ -161,10 +161,14 @@ def test_a_run_goes_on_over_broken_videos_in_bf16(shards: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_simmim_on_clips_starts_a_run_of_videos(shards: Path, tmp_path: Path) -> None:
-    options = ("optim.steps=2", "eval.signal_every_steps=2", "eval.figure_every_steps=2")
-    simmim = tiny_clips(shards, tmp_path / "simmim", "task=simmim", "task.mask_patch_size=8", *options)
-    assert run_here(simmim) == FINISHED
+def test_simmim_on_clips_resumes_exactly_and_starts_a_run_of_videos(shards: Path, tmp_path: Path) -> None:
+    options = ("optim.steps=2", "checkpoint.every_steps=1", "eval.signal_every_steps=2", "eval.figure_every_steps=2")
+    simmim = ("task=simmim", "task.mask_patch_size=8", *options)
+    assert run_here(tiny_clips(shards, tmp_path / "simmim", *simmim)) == FINISHED
+    half(tmp_path / "simmim", tmp_path / "half", "step-00000002")
+    assert run_here(tiny_clips(shards, tmp_path / "half", *simmim)) == FINISHED
+    assert comparable(tmp_path / "half") == comparable(tmp_path / "simmim")
+    assert same_weights(tmp_path / "half", tmp_path / "simmim", "step-00000002")
     for name in ("simmim", "signal"):
         assert (tmp_path / "simmim" / "figures" / f"{name}-step-00000002.png").is_file()
     changes = ("optim.steps=2", "optim.layer_decay=0.8", "optim.lr_scales={backbone: 0.1}", "optim.freeze={stages: 1}")

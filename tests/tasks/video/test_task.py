@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
-from swinv2_train.data.batch import Batch, select
+from swinv2_train.data.batch import TOGETHER, Batch, select
 from swinv2_train.tasks.metrics import classification_sums
 from swinv2_train.tasks.task import Task
 from swinv2_train.tasks.video.task import HEAD_STD, Video
@@ -106,6 +106,10 @@ def test_probabilities_of_views_are_averaged_and_each_video_counts_once() -> Non
     model = ByView(table).eval()
     found = task.measure(model, batch)
     assert model.calls == [(count, 3, 8, 32, 32)] * views  # as many clips at a time as there are videos
+    model.calls.clear()
+    for name, value in task.measure(model, batch | {TOGETHER: 7}).sums.items():
+        np.testing.assert_array_equal(found.sums[name], value, err_msg=name)
+    assert [shape[0] for shape in model.calls] == [7, 7, 6]
     shares = table.view(count, views, 7).softmax(dim=2)
     expected = classification_sums(shares.mean(dim=1).log(), batch["label"], batch["valid"])
     metrics = task.metrics(found)
@@ -120,6 +124,8 @@ def test_probabilities_of_views_are_averaged_and_each_video_counts_once() -> Non
     plain = classification_sums(table.view(count, views, 7)[:, 0], batch["label"], batch["valid"])
     np.testing.assert_allclose(one.sums["total"], plain["total"], rtol=1e-5)
     assert task.metrics(one)["clip_top1"] == task.metrics(one)["top1"]
+    trained = task.measure(model, batch | {"image": batch["image"][:, 0]})  # as `example_batch`, which tools measure
+    assert trained.sums["total"] == one.sums["total"]
 
 
 @torch.no_grad()

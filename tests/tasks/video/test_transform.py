@@ -15,6 +15,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.samples import VIDEO
+from swinv2_train.tasks.video.task import Video
 from swinv2_train.tasks.video.transform import VideoTransform
 from tests.data.videos import video
 from tests.filmed import TINY_VIDEO
@@ -45,6 +46,10 @@ def test_the_entries_of_a_clip_and_of_views() -> None:
     views = transform("task.views=2x3", training=False)(sample(), np.random.default_rng(0))
     assert views["image"].shape == (6, 3, 8, 32, 32)
     assert {"video", "frames.json", "cls"} <= set(transform().members)
+    task = Video(config("task.views=2x3"), [0.5] * 3, [0.25] * 3)
+    one = task.figure_transform(sample(), np.random.default_rng(0))["image"]
+    assert torch.equal(one, transform("task.views=1x1", training=False)(sample(), np.random.default_rng(0))["image"])
+    assert task.eval_transform(sample(), np.random.default_rng(0))["image"].shape == views["image"].shape
 
 
 @pytest.mark.parametrize(
