@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with both programs of the model, which is traced once for both: that takes most of the time."""
     traced = []
     trace = onnx.trace
@@ -49,7 +48,7 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             done = export(load_model(source), place / layout, layout)
             assert set(done.files) == {"README.md", name}
             assert done.compared.difference < 1e-5
-        yield place
+    return place
 
 
 BATCHES = [torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(count)) for count in (1, 3, 4)]
