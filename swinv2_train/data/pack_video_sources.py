@@ -20,7 +20,7 @@ from swinv2_train.data.pack_sources import (
     refuse_unreadable,
 )
 from swinv2_train.data.samples import VIDEO
-from swinv2_train.data.video_files import VIDEO_FILES, VideoScan, scan_videos
+from swinv2_train.data.video_files import VIDEO_FILES, VideoScan, gaps_note, scan_videos
 
 
 def open_videos(
@@ -50,7 +50,9 @@ def open_videos(
     if not found.entries:
         reasons = "".join(f"; {line}" for line in (*found.notes, *(f"{at}: {why}" for at, why in found.refused[:1])))
         raise DataError(f"{source} has no videos ({', '.join(VIDEO_FILES)}) and no folders of frames{reasons}")
-    return replace(found, entries=in_fixed_order(found.entries, seed), main=VIDEO)
+    gaps = gaps_note(sorted(entry.path for entry in found.entries if entry.frames))
+    notes = found.notes if gaps is None else (*found.notes, gaps)
+    return replace(found, entries=in_fixed_order(found.entries, seed), notes=notes, main=VIDEO)
 
 
 def _scan(path: Path, out: Path | None) -> VideoScan | None:

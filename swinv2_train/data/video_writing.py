@@ -65,7 +65,7 @@ def encode(
     times, base = _times(facts)
     height, width = _encoded_size(facts, short_side)
     with _output(target, "mp4", {"movflags": "+faststart"}) as output:
-        stream = output.add_stream("libx264", rate=_rate(facts))  # the last frame lasts as long as it says
+        stream = output.add_stream("libx264", rate=_rate(facts))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = _ENCODER
         context = stream.codec_context
@@ -83,7 +83,10 @@ def encode(
             )
             frame.pts, frame.time_base = int(times[number]), base
             output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+        for packet in stream.encode():
+            if packet.pts == times[-1]:
+                packet.duration = max(1, round(facts.last_seconds / base))  # else the mean, also for a variable rate
+            output.mux(packet)
 
 
 def _times(facts: VideoFacts) -> tuple[np.ndarray, Fraction]:
