@@ -97,7 +97,7 @@ class PrepareVideos:
         found = probe(place, limit)
         if found.frames != facts.frames:
             raise BrokenSample(f"it has {facts.frames:,} frames, and {found.frames:,} after encoding")
-        # MP4 stores durations in the order of decoding, so with a variable rate that of the last frame is another one's.
+        # MP4 stores durations in the order of decoding: at a variable rate, that of the last frame is another one's.
         return StoredFile.of(place, temporary=True), replace(found, seconds=facts.seconds)
 
     def _new_file(self, entry: Entry, suffix: str, made: list[Path]) -> Path:

@@ -150,6 +150,8 @@ def _check_kind(header: bytes) -> None:
     if not header:
         raise BrokenSample("it is empty")
     kind = sniff(header)
+    if kind == "npz":
+        raise BrokenSample("it is a zip archive, not a video")
     if kind is not None:
         raise BrokenSample(f"it is an image ({kind}), not a video")
     if not any(header):

@@ -124,7 +124,7 @@ def frames_of(folder: str | Path) -> list[Path]:
 def gaps_note(folders: Iterable[str]) -> str | None:
     """Return a line about folders of frames whose numbers have gaps; None if none has.
 
-    The frames are packed as if they followed each other. Folders with frames that cannot be ordered are left to packing.
+    The frames are packed as if they followed each other. Folders whose frames have no order are left to packing.
     """
     found = []
     for folder in folders:
@@ -137,8 +137,8 @@ def gaps_note(folders: Iterable[str]) -> str | None:
     folder, (first, second) = found[0]
     count = "1 folder of frames has" if len(found) == 1 else f"{len(found):,} folders of frames have"
     return (
-        f"{count} gaps in the numbers, such as {folder} between {first.name} and {second.name}: the frames are packed as "
-        "if they followed each other"
+        f"{count} gaps in the numbers, such as {folder} between {first.name} and {second.name}: the frames are packed "
+        "as if they followed each other"
     )
 
 

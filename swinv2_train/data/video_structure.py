@@ -28,7 +28,7 @@ _Span = tuple[Any, int, int]
 """Kind of a box or element, and the places of its content's first byte and of the byte after it."""
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """`args[0]` is the place of the damage."""
 
 
@@ -66,7 +66,7 @@ def damage(file: io.BufferedIOBase | io.BytesIO, size: int) -> str | None:
             return _check_boxes(file, size)
         if header[:4] == _EBML.to_bytes(4, "big"):
             _check_segment(file, size)
-    except _Damaged as error:
+    except _DamagedError as error:
         return f"it is damaged: its structure breaks at byte {error.args[0]:,} of {size:,}"
     return None
 
@@ -84,7 +84,7 @@ def _boxes(file: Any, place: int, end: int) -> Iterator[_Span]:
         if length == 1:
             length, start = int.from_bytes(head[8:16], "big"), place + 16
         known = kind in _BOXES
-        if not known and (b"moov" in found and b"mdat" in found or not (kind.isalnum() or b" " in kind)):
+        if not known and ((b"moov" in found and b"mdat" in found) or not (kind.isalnum() or b" " in kind)):
             return
         if length == 0 and known:  # to the end of the file
             yield kind, start, end
@@ -110,7 +110,7 @@ def _check_boxes(file: Any, size: int) -> str | None:
             fragments += 1
             _check_fragment(file, start, end, tracks)
     if fragments and _find(file, b"moof", last) is not None:
-        raise _Damaged(last)
+        raise _DamagedError(last)
     return "it is several videos, one after another: FFmpeg shows the first one" if indexes > 1 else None
 
 
@@ -118,16 +118,16 @@ def _check_fragment(file: Any, start: int, end: int, tracks: set[bytes]) -> None
     for kind, place, stop in _inside(file, start, end):
         for inner, content, _ in _inside(file, place, stop) if kind == b"traf" else ():
             if inner == b"tfhd" and _bytes(file, content + 4, 4) not in tracks:
-                raise _Damaged(content)
+                raise _DamagedError(content)
 
 
 def _inside(file: Any, start: int, end: int) -> list[_Span]:
-    """Return the boxes in a box. Raises _Damaged if they do not fill it."""
+    """Return the boxes in a box. Raises _DamagedError if they do not fill it."""
     found = []
     while start < end:
         length, kind = int.from_bytes(_bytes(file, start, 4), "big"), _bytes(file, start + 4, 4)
         if not 8 <= length <= end - start:
-            raise _Damaged(start)
+            raise _DamagedError(start)
         found.append((kind, start + 8, start + length))
         start += length
     return found
@@ -160,12 +160,12 @@ def _check_segment(file: Any, size: int) -> None:
     while place < end:
         kind, start, stop = _element(file, place)
         if kind not in _IN_SEGMENT or (stop is not None and stop > end):
-            raise _Damaged(place)
+            raise _DamagedError(place)
         if kind == _TRACKS and stop is not None:
-            tracks |= {number for number in _track_numbers(file, start, stop)}
+            tracks |= set(_track_numbers(file, start, stop))
         place = _cluster_end(file, start, end if stop is None else stop, tracks, stop) if kind == _CLUSTER else stop
         if place is None:
-            raise _Damaged(start)
+            raise _DamagedError(start)
 
 
 def _cluster_end(file: Any, place: int, end: int, tracks: set[int], declared: int | None) -> int:
@@ -175,11 +175,11 @@ def _cluster_end(file: Any, place: int, end: int, tracks: set[int], declared: in
         if declared is None and kind in _IN_SEGMENT and kind not in _IN_CLUSTER:
             return place
         if kind not in _IN_CLUSTER or stop is None or stop > end:
-            raise _Damaged(place)
+            raise _DamagedError(place)
         blocks = [(kind, start, stop)] if kind != _BLOCK_GROUP else _elements(file, start, stop)
         for inner, content, _ in blocks:
             if inner in _BLOCKS and _number(_bytes(file, content, 8))[1] not in tracks:
-                raise _Damaged(content)
+                raise _DamagedError(content)
         place = stop
     return place
 
@@ -192,12 +192,12 @@ def _track_numbers(file: Any, start: int, end: int) -> Iterator[int]:
 
 
 def _elements(file: Any, place: int, end: int) -> list[_Span]:
-    """Return the elements in an element. Raises _Damaged if they do not fill it."""
+    """Return the elements in an element. Raises _DamagedError if they do not fill it."""
     found = []
     while place < end:
         kind, start, stop = _element(file, place)
         if stop is None or stop > end:
-            raise _Damaged(place)
+            raise _DamagedError(place)
         found.append((kind, start, stop))
         place = stop
     return found
@@ -209,7 +209,7 @@ def _element(file: Any, place: int) -> tuple[int, int, int | None]:
     width = 9 - head[0].bit_length() if head and head[0] else 0
     length, value = _number(head[width:]) if 0 < width <= 4 else (0, 0)
     if not length:
-        raise _Damaged(place)
+        raise _DamagedError(place)
     start = place + width + length
     return int.from_bytes(head[:width], "big"), start, None if value == (1 << 7 * length) - 1 else start + value
 
@@ -229,7 +229,7 @@ def _segment(file: Any, size: int) -> tuple[int, int | None] | None:
         if end is None or end > size:
             return None
         kind, start, stop = _element(file, end)
-    except _Damaged:
+    except _DamagedError:
         return None
     return (start, stop) if kind == _SEGMENT else None
 

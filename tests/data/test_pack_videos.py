@@ -357,7 +357,9 @@ def test_gaps_in_the_numbers_of_frames_are_named(tmp_path: Path) -> None:
     found = open_videos(str(tmp_path / "src"))
     (note,) = found.notes
     assert note.startswith("2 folders of frames have gaps in the numbers, such as ")
-    assert note.endswith("one between frame_6.png and frame_8.png: the frames are packed as if they followed each other")
+    assert note.endswith(
+        "one between frame_6.png and frame_8.png: the frames are packed as if they followed each other"
+    )
     assert not found.lost
 
 
