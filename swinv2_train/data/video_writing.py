@@ -24,13 +24,13 @@ from swinv2_train.data.video_facts import VideoFacts
 from swinv2_train.data.video_file import Source, reading
 from swinv2_train.data.video_files import frames_of
 
-_INSTRUCTIONS = "SSE2" if platform.machine().lower() in ("x86_64", "amd64") else "0"
-"""Instructions that x264 may use; 0: none but those of its C code, which gives the same bytes.
+REPEATABLE = "asm=SSE2" if platform.machine().lower() in ("x86_64", "amd64") else "asm=0"
+"""Setting of x264 (`x264-params`) with which the same frames give the same bytes, those of its C code (0).
 
 Its code for AVX and AVX2 decides by uninitialized memory (seen with x264 165), so the bytes would vary from run to run.
 With SSE2, encoding 320 pixels takes 1.1 times the CPU time, with the C code 4.6 times.
 """
-_ENCODER = {"preset": "medium", "crf": "20", "x264-params": f"asm={_INSTRUCTIONS}"}
+_ENCODER = {"preset": "medium", "crf": "20", "x264-params": REPEATABLE}
 """Nearly transparent at the sizes that clips are trained at."""
 _BT601, _LIMITED = 6, 1
 """Color matrix (SMPTE 170M) and range of the encoded frames, by FFmpeg's numbers."""
