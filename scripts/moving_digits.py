@@ -23,6 +23,8 @@ from digits import DARKENED, DIGITS, HELD_OUT_DIGITS, TRAIN_DIGITS, color, groun
 from photos import HELD_OUT, TRAIN, command, locate
 from PIL import Image
 
+from swinv2_train.data.video_writing import REPEATABLE
+
 MOTIONS = {"down": (1, 0), "left": (0, -1), "right": (0, 1), "still": (0, 0), "up": (-1, 0)}
 """Change of row and column by class."""
 TRAIN_VIDEOS, HELD_OUT_VIDEOS = 240, 40
@@ -81,8 +83,7 @@ def moving(
 
 def encode(frames: np.ndarray, path: Path) -> None:
     """Write frames (N, H, W, 3) uint8 as H.264 in MP4; the same frames give the same bytes."""
-    # Without mbtree: on a few blocks per row, x264 165 computes it from uninitialized memory, and the bytes vary.
-    options = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": "mbtree=0"}
+    options = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": REPEATABLE}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"

@@ -26,7 +26,7 @@ from swinv2_train.data.label_smoothing import smooth_warning
 from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.pack_entries import Entry, Source, counted_problems, fraction, problem_name
 from swinv2_train.data.pack_prepare import Prepare
-from swinv2_train.data.pack_record import Origin, keys_of, origins
+from swinv2_train.data.pack_record import Origin, check_other_splits, keys_of, origins
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_tiles import tiled
@@ -217,7 +217,8 @@ def pack(
         with _only_writer(out):
             known = origins(out)
             if not how.overwrite:
-                _refuse_overlap(out, known, found.root, names)
+                _refuse_overlap(out, known, found.root, names, found.main)
+                check_other_splits(out, names, found.class_names)
                 rule = _recorded_rule(out, known, found.root, names, rule)
             divided = _split(found, names, rule, report, how.progress)
             measured = functools.partial(how.progress, "sizes")
@@ -357,7 +358,7 @@ def _recorded_rule(out: Path, known: dict[Path, Origin], root: str, names: Seque
             given = f"--eval-share {before[0]:g} --seed {before[1]}" if before[0] else "no --eval-share"
             raise DataError(
                 f"{out} contains {tar.name} of {root}, packed with {given}: use the same again, choose another "
-                "directory, or add --overwrite to split the images again"
+                "directory, or add --overwrite to split again"
             )
         rule = replace(rule, rule=int(origin.split.get("rule", RULE)))
     return rule
@@ -372,7 +373,7 @@ def _earlier_rule(out: Path, ours: Collection[Path], names: Sequence[str], rule:
             if rule.share and side != _split_of(tar):
                 raise DataError(
                     f"{out} contains {tar.name}, packed with another --eval-share or --seed: use the same again, "
-                    "choose another directory, or add --overwrite to split the images again"
+                    "choose another directory, or add --overwrite to split again"
                 )
     return earlier
 
@@ -397,13 +398,13 @@ def _remove_moved(
             writers[name].remove(tar)
 
 
-def _refuse_overlap(out: Path, known: dict[Path, Origin], root: str, splits: Collection[str]) -> None:
-    """Check that no other split in `out` was made from this source: its images would be in this one too."""
+def _refuse_overlap(out: Path, known: dict[Path, Origin], root: str, splits: Collection[str], main: str) -> None:
+    """Check that no other split in `out` was made from this source: its samples would be in this one too."""
     for tar, origin in known.items():
         name = _split_of(tar)
         if origin.source == root and name not in splits:
             raise DataError(
-                f"{out} contains {name} of {root}, whose images would also be in {' and '.join(splits)}: use the same "
+                f"{out} contains {name} of {root}, whose {main}s would also be in {' and '.join(splits)}: use the same "
                 "--eval-share as before, or choose another directory (--overwrite packs anyway)"
             )
 

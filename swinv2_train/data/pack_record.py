@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,25 @@ def add_checksums(tar: Path) -> None:
     with tar.open("rb") as file:
         index.checksums = checksums(index, file.fileno())
     _write(index, tar)
+
+
+def check_other_splits(out: Path, splits: Collection[str], class_names: list[str] | None) -> None:
+    """Check that the other splits in a directory number their classes as `splits` would.
+
+    Raises:
+        DataError: if they do not, because a model that is trained on one split cannot be evaluated on the other.
+    """
+    for place in sorted(out.glob(f"*{MANIFEST_SUFFIX}")):
+        split, found = place.name.removesuffix(MANIFEST_SUFFIX), known_manifest(place)
+        before = found.card.get("classes", {}).get("names") if found is not None else None
+        if split in splits or not before or not class_names or before == class_names:
+            continue
+        number = next(n for n, pair in enumerate(zip_longest(before, class_names)) if pair[0] != pair[1])
+        one, other = (repr(names[number]) if number < len(names) else "missing" for names in (before, class_names))
+        raise DataError(
+            f"class {number} of {split} in {out} is {one}, and of {' and '.join(splits)} it would be {other}: "
+            f"--class-names {place} numbers the classes alike; or choose another directory for another set of classes"
+        )
 
 
 def _origin(tar: Path, manifest: Manifest | None) -> Origin | None:

@@ -360,8 +360,8 @@ def _present(found: ImageList, *, folders: bool = False) -> tuple[list[tuple[Row
         else:
             raise DataError(
                 f"{found.source}, line {row.line}, column {found.label_column}: {row.path} is {row.label!r} here and "
-                f"{before.label!r} in line {before.line}; several classes of an image go into one row of a column "
-                "labels: a;b"
+                f"{before.label!r} in line {before.line}; several classes of one go into one row of a column labels: "
+                "a;b"
             )
     return rows, refused
 

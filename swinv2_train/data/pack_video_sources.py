@@ -21,7 +21,7 @@ from swinv2_train.data.pack_sources import (
     refuse_unreadable,
 )
 from swinv2_train.data.samples import VIDEO
-from swinv2_train.data.video_files import VIDEO_FILES, VideoScan, scan_videos
+from swinv2_train.data.video_files import VIDEO_FILES, VideoScan, gaps_note, scan_videos
 
 
 def open_videos(
@@ -52,7 +52,10 @@ def open_videos(
         reasons = "".join(f"; {line}" for line in (*found.notes, *(f"{at}: {why}" for at, why in found.refused[:1])))
         raise DataError(f"{source} has no videos ({', '.join(VIDEO_FILES)}) and no folders of frames{reasons}")
     given = annotation_options(path, classes=classes)
-    return replace(found, entries=in_fixed_order(found.entries, seed), main=VIDEO, annotated_by=given)
+    gaps = gaps_note(sorted(entry.path for entry in found.entries if entry.frames))
+    notes = found.notes if gaps is None else (*found.notes, gaps)
+    entries = in_fixed_order(found.entries, seed)
+    return replace(found, entries=entries, notes=notes, main=VIDEO, annotated_by=given)
 
 
 def _scan(path: Path, out: Path | None) -> VideoScan | None:

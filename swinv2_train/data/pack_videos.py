@@ -55,11 +55,11 @@ class PrepareVideos:
         if facts.frames < 2:
             raise BrokenSample("it has a single frame")
         if self._video.short_side is None:
+            suffix = _suffix(facts, own)
             check_frames(stored.path, facts, limit)
         else:
             stored, facts = self._encoded(entry, stored, facts, made)
-            own = "mp4"
-        suffix = _suffix(facts, own)
+            suffix = "mp4"
         image = frame_facts(stored.path, facts, suffix, limit)
         numbers, problem = known_labels(RawSample(entry.key, suffix, texts, VIDEO))
         record = json.dumps(facts.to_json(), separators=(",", ":")).encode()
@@ -97,7 +97,8 @@ class PrepareVideos:
         found = probe(place, limit)
         if found.frames != facts.frames:
             raise BrokenSample(f"it has {facts.frames:,} frames, and {found.frames:,} after encoding")
-        return StoredFile.of(place, temporary=True), found
+        # MP4 stores durations in the order of decoding: at a variable rate, that of the last frame is another one's.
+        return StoredFile.of(place, temporary=True), replace(found, seconds=facts.seconds)
 
     def _new_file(self, entry: Entry, suffix: str, made: list[Path]) -> Path:
         place = self._scratch / f"{hashlib.sha256(os.fsencode(entry.key)).hexdigest()[:32]}.{suffix}"

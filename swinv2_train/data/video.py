@@ -11,6 +11,7 @@ ones are put on white, and frames that differ in size from the first one are sca
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.integer_runs import IntegerRuns
 from swinv2_train.data.pixels import check_size, upright
 from swinv2_train.data.video_facts import VideoFacts
-from swinv2_train.data.video_file import Source, declared_seconds, format_name, opened, reading
+from swinv2_train.data.video_file import Source, check_structure, declared_seconds, format_name, opened, reading
 
 MAX_PIXELS = 200_000_000
 Change = Callable[[Tensor], Tensor]
@@ -93,7 +94,7 @@ def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
         BrokenSample: if it is not a video, has no frames, or its first frame cannot be decoded.
     """
     with opened(source, max_pixels) as (container, stream), reading():
-        packets, first = _Packets(stream.codec_context.name), None
+        packets, first = _Packets(stream.codec_context.codec.canonical_name), None  # av1, whatever decodes it
         for packet in container.demux(stream):
             packets.add(packet)
             if packet.has_sidedata("encryption_info"):
@@ -106,6 +107,7 @@ def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
         guessed = container_name in _UNTIMED_FORMATS and stream.codec_context.has_b_frames and packets.ascending
         declared = declared_seconds(container, stream)
+    check_structure(source)
     packets.check_end(base, declared)
     steps = [1 / (rate * base) for rate in rates]
     counted = guessed or not packets.usable(first.pts)
@@ -242,7 +244,9 @@ class _Packets:
             start: time of the first frame that can be decoded; those before refer to frames that the file lacks.
         """
         times = np.sort(np.asarray([time for time in self.times if time >= start], np.int64))
-        keys = np.searchsorted(times, [time for time in self.keys if time >= start])
+        frames = Counter(times.tolist())
+        # Of several frames with one time, as of high rates in Matroska, the keyframe's number is unknown.
+        keys = np.searchsorted(times, [time for time in self.keys if frames[time] == 1])
         return times, sorted({0, *keys.tolist()})
 
 

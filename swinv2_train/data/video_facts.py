@@ -71,6 +71,11 @@ class VideoFacts:
         numbers = self.pts.numbers
         return (numbers - numbers[0]) * float(self.time_base)
 
+    @property
+    def last_seconds(self) -> float:
+        """Duration of the last frame."""
+        return max(0.0, self.seconds - float(self.times[-1]))
+
     def keyframe(self, number: int) -> int:
         """Return the last keyframe that is not after a frame."""
         found = self.keyframes.numbers

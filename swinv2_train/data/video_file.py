@@ -6,6 +6,7 @@ name other files and servers; the formats that are allowed here contain all thei
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import re
@@ -16,6 +17,7 @@ from typing import Any
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import sniff
 from swinv2_train.data.pixels import check_size
+from swinv2_train.data.video_structure import cut_off, damage
 
 Source = bytes | Path
 """Bytes of a video file, or its path: a long video is then read as it is decoded."""
@@ -78,6 +80,15 @@ def opened(source: Source, max_pixels: int) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
+def check_structure(source: Source) -> None:
+    """Raise BrokenSample if frames are lost because the structure of a file is damaged, see `damage`."""
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        size = file.seek(0, io.SEEK_END)
+        reason = damage(file, size)
+    if reason:
+        raise BrokenSample(reason)
+
+
 def format_name(container: Any) -> str:
     """Return the short name of a container's format."""
     return _FORMATS.get(container.format.name, container.format.name)
@@ -116,73 +127,22 @@ def ffmpeg_reason(error: Exception) -> str:
     return f"FFmpeg: {text:.{_LONGEST}}"
 
 
-def cut_off(file: io.BufferedIOBase | io.BytesIO, size: int) -> str | None:
-    """Return a reason if a file is shorter than its own headers declare; None otherwise.
-
-    FFmpeg reads such a file up to where it ends, so a cut video would pass as a shorter one.
-
-    Args:
-        file: an open file.
-        size: its length in bytes.
-    """
-    file.seek(0)
-    header = file.read(_HEADER)
-    declared = None
-    if header[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        declared = _last_box_end(file, size)
-    elif header[:4] == b"RIFF":
-        declared = 8 + int.from_bytes(header[4:8], "little")
-    elif header[:4] == b"\x1a\x45\xdf\xa3":
-        declared = _segment_end(header)
-    if declared is None or declared <= size:
-        return None
-    return f"it is cut off: it has {size:,} of {declared:,} bytes"
-
-
-def _last_box_end(file: Any, size: int) -> int:
-    """Return the end of the last box of an mp4 file, as its header declares it."""
-    place = 0
-    while place + 8 <= size:
-        file.seek(place)
-        head = file.read(16)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length == 0 or not (kind.isalnum() or b" " in kind):  # to the end of the file, or not a box
-            return size
-        if length < 8:
-            return size
-        place += length
-    return place
-
-
-def _segment_end(header: bytes) -> int | None:
-    """Return the end of the segment of a Matroska file; None if it declares none, as in a recorded stream."""
-    width, start = _variable_integer(header, 4)
-    segment = 4 + width + start
-    if header[segment : segment + 4] != b"\x18\x53\x80\x67":
-        return None
-    width, length = _variable_integer(header, segment + 4)
-    unknown = length == (1 << 7 * width) - 1
-    return None if unknown or not width else segment + 4 + width + length
-
-
-def _variable_integer(data: bytes, place: int) -> tuple[int, int]:
-    """Return (bytes, value) of an integer of EBML; (0, 0) for bytes that are none."""
-    first = data[place] if place < len(data) else 0
-    width = 9 - first.bit_length() if first else 0
-    if not width or place + width > len(data):
-        return 0, 0
-    return width, int.from_bytes(data[place : place + width], "big") & ((1 << 7 * width) - 1)
-
-
 def _unopened(header: bytes) -> str:
     """Return why FFmpeg does not open a file, whose own message is the same for most reasons."""
     if header[4:8] == b"ftyp":
         return "its index (moov) is missing or damaged"
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in header):
+    if _is_text(header):
         return "it is text, not a video"
     return "it is not a video of a known format, or its beginning is missing or damaged"
+
+
+def _is_text(header: bytes) -> bool:
+    """Return whether bytes are the beginning of a text in UTF-8."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(header)  # a letter may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(one in "\t\n\r\ufeff" or one.isprintable() for one in text)
 
 
 def _check_kind(header: bytes) -> None:
@@ -190,6 +150,8 @@ def _check_kind(header: bytes) -> None:
     if not header:
         raise BrokenSample("it is empty")
     kind = sniff(header)
+    if kind == "npz":
+        raise BrokenSample("it is a zip archive, not a video")
     if kind is not None:
         raise BrokenSample(f"it is an image ({kind}), not a video")
     if not any(header):

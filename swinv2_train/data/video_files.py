@@ -5,11 +5,12 @@ A folder of frames is one with images, without videos, and without subfolders th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,6 +119,37 @@ def frames_of(folder: str | Path) -> list[Path]:
         if numbers[first] == numbers[second]:
             raise BrokenSample(f"its images {first} and {second} have the same number")
     return [Path(folder, name) for name in names]
+
+
+def gaps_note(folders: Iterable[str]) -> str | None:
+    """Return a line about folders of frames whose numbers have gaps; None if none has.
+
+    The frames are packed as if they followed each other. Folders whose frames have no order are left to packing.
+    """
+    found = []
+    for folder in folders:
+        with contextlib.suppress(BrokenSample, OSError):
+            gap = _first_gap(frames_of(folder))
+            if gap is not None:
+                found.append((folder, gap))
+    if not found:
+        return None
+    folder, (first, second) = found[0]
+    count = "1 folder of frames has" if len(found) == 1 else f"{len(found):,} folders of frames have"
+    return (
+        f"{count} gaps in the numbers, such as {folder} between {first.name} and {second.name}: the frames are packed "
+        "as if they followed each other"
+    )
+
+
+def _first_gap(frames: list[Path]) -> list[Path] | None:
+    """Return the frames at the first gap: a step above the smallest one, in names of which a single number changes."""
+    numbers = [[int(digits) for digits in _DIGITS.findall(path.stem)] for path in frames]
+    changing = [values for values in zip(*numbers, strict=True) if len(set(values)) > 1]
+    if len(changing) != 1:
+        return None
+    steps = [after - before for before, after in itertools.pairwise(changing[0])]
+    return next((frames[n : n + 2] for n, step in enumerate(steps) if step > min(steps)), None)
 
 
 def _images() -> frozenset[str]:

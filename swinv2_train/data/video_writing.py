@@ -1,10 +1,12 @@
 """Video files that the packer makes: encoded again at a smaller size, or frames of a folder joined without encoding.
 
-Their bytes depend only on the input and the version of FFmpeg, because one thread encodes.
+Their bytes depend only on the input and the version of FFmpeg: one thread encodes, without the instructions for which
+x264 reads uninitialized memory.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,12 +24,14 @@ from swinv2_train.data.video_facts import VideoFacts
 from swinv2_train.data.video_file import Source, reading
 from swinv2_train.data.video_files import frames_of
 
-_ENCODER = {"preset": "medium", "crf": "20", "x264-params": "mbtree=0"}
-"""Nearly transparent at the sizes that clips are trained at.
+REPEATABLE = "asm=SSE2" if platform.machine().lower() in ("x86_64", "amd64") else "asm=0"
+"""Setting of x264 (`x264-params`) with which the same frames give the same bytes, those of its C code (0).
 
-Without mbtree, which reads uninitialized memory in x264 165 if a row has few blocks: 14 of 150 encodings at 48 pixels
-had other bytes than the rest of the same video.
+Its code for AVX and AVX2 decides by uninitialized memory (seen with x264 165), so the bytes would vary from run to run.
+With SSE2, encoding 320 pixels takes 1.1 times the CPU time, with the C code 4.6 times.
 """
+_ENCODER = {"preset": "medium", "crf": "20", "x264-params": REPEATABLE}
+"""Nearly transparent at the sizes that clips are trained at."""
 _BT601, _LIMITED = 6, 1
 """Color matrix (SMPTE 170M) and range of the encoded frames, by FFmpeg's numbers."""
 _CODECS = {"jpeg": ("mjpeg", "yuvj420p"), "png": ("png", "rgb24")}
@@ -61,7 +65,7 @@ def encode(
     times, base = _times(facts)
     height, width = _encoded_size(facts, short_side)
     with _output(target, "mp4", {"movflags": "+faststart"}) as output:
-        stream = output.add_stream("libx264", rate=_rate(facts))  # the last frame lasts as long as it says
+        stream = output.add_stream("libx264", rate=_rate(facts))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = _ENCODER
         context = stream.codec_context
@@ -79,7 +83,10 @@ def encode(
             )
             frame.pts, frame.time_base = int(times[number]), base
             output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+        for packet in stream.encode():
+            if packet.pts == times[-1]:
+                packet.duration = max(1, round(facts.last_seconds / base))  # else the mean, also for a variable rate
+            output.mux(packet)
 
 
 def _times(facts: VideoFacts) -> tuple[np.ndarray, Fraction]:

@@ -41,7 +41,7 @@ def write_frames(folder: Path, count: int = 12, kind: str = "png", **options: ob
 def packed(source: Path | str, out: Path, packing: VideoPacking | None = None, **settings: object) -> PackReport:
     """Pack videos in this process; `settings` are those of `PackOptions`, `open_videos`, and `pack`."""
     found = {name: settings.pop(name) for name in ("classes", "class_names") if name in settings}
-    run = {name: settings.pop(name) for name in ("eval_share", "how") if name in settings}
+    run = {name: settings.pop(name) for name in ("eval_share", "how", "split") if name in settings}
     options = PackOptions(video=packing or VideoPacking(), **settings)  # type: ignore[arg-type]
     return pack(open_videos(str(source), out=out, **found), out, options, **{"how": PackRun(), **run})  # type: ignore
 

@@ -109,7 +109,9 @@ def test_videos_are_encoded_upright_with_their_times_and_near_keyframes(tmp_path
         assert sample.raw.data.index(b"moov") < sample.raw.data.index(b"mdat"), "players can start before the end"
         assert b"soun" not in sample.raw.data
     expected = (np.array(times) - times[0]) / 15360
-    assert found["variable"].video.facts.times == pytest.approx(expected, abs=1e-6)
+    variable = found["variable"].video.facts
+    assert variable.times == pytest.approx(expected, abs=1e-6)
+    assert variable.seconds == probe(film(7, pts=times)).seconds, "with the last frame"
 
 
 def test_encoded_videos_keep_their_colors(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def _bad() -> dict[str, tuple[bytes, str]]:
         "huge.mp4": (film(2, size=(400, 400)), "400 x 400 is above the limit of 150,000 pixels"),
         "codec.mp4": (mp4.replace(b"avc1", b"zzzz"), "its codec is unknown to FFmpeg"),
         "stream.ts": (
-            film(12, "mpegts", codec="libx264"),
+            film(12, "mpegts", codec="libx264")[:-300],  # the reason comes before a decoding of all frames
             "its format mpegts cannot be read at random: add --short-side",
         ),
     }
@@ -330,6 +332,35 @@ def test_lists_name_files_and_folders_of_frames(tmp_path: Path, videos: Path) ->
     assert named.cards["train"].class_names == ["run", "jump"]
     (videos / "plain.tsv").write_text("up/a.mp4\t0\nup/gone.mp4\t1\n")
     assert len(packed(videos / "plain.tsv", tmp_path / "plain").broken) == 1
+
+
+def test_splits_of_one_directory_number_their_classes_alike(tmp_path: Path, videos: Path) -> None:
+    packed(videos, tmp_path / "out", classes=True)
+    other = write_videos(tmp_path / "other")
+    (other / "down").rename(other / "jump")
+    message = r"class 0 of train in .* is 'down', and of val it would be 'jump': --class-names .*train.dataset.json"
+    with pytest.raises(DataError, match=message):
+        packed(other, tmp_path / "out", classes=True, split="val")
+    (other / "jump").rename(other / "down")
+    names = tmp_path / "out/train.dataset.json"
+    assert packed(other, tmp_path / "out", classes=True, class_names=names, split="val").complete
+
+
+def test_gaps_in_the_numbers_of_frames_are_named(tmp_path: Path) -> None:
+    for name in ("whole", "one", "two"):
+        write_frames(tmp_path / "src" / name, 6)  # 5 to 10
+    for number in range(5, 11, 2):
+        (tmp_path / f"src/whole/frame_{number}.png").unlink()  # a constant step is not a gap
+    assert open_videos(str(tmp_path / "src")).notes == ()
+    (tmp_path / "src/one/frame_7.png").unlink()
+    (tmp_path / "src/two/frame_6.png").unlink()
+    found = open_videos(str(tmp_path / "src"))
+    (note,) = found.notes
+    assert note.startswith("2 folders of frames have gaps in the numbers, such as ")
+    assert note.endswith(
+        "one between frame_6.png and frame_8.png: the frames are packed as if they followed each other"
+    )
+    assert not found.lost
 
 
 def test_held_out_videos_are_divided_like_images(tmp_path: Path, videos: Path) -> None:
