@@ -20,7 +20,7 @@ def test_the_programs_of_the_page_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))  # the place of the cache
     programs = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(programs) == 2
+    assert len(programs) == 3
     for program in programs:
         exec(compile(program, str(PAGE), "exec", dont_inherit=True), {"__name__": "__main__"})
     assert "torch.Size([4, 3, 64, 64]) [1, 1, 1, 1]" in capsys.readouterr().out
