@@ -108,10 +108,10 @@ def test_classes_that_differ_show_before_the_first_stage(
     for split, names in (("train", ("cat", "dog")), ("eval", ("cat", "owl"))):
         for name in names:
             make_images(tmp_path / split / name, 2, 0)
-        pack(str(tmp_path / split), tmp_path / "shards", PackOptions(), split=split, classes=True)
+        pack(str(tmp_path / split), tmp_path / f"{split}-shards", PackOptions(), split=split, classes=True)
     Path("conf/pipeline").mkdir(parents=True)
     Path("conf/pipeline/one.yaml").write_text("stages: [{name: a, experiment: classify_demo, init_from: null}]")
-    shards = ["data.shards=shards/train-*.tar", "data.eval_shards=shards/eval-*.tar", "task.num_classes=2"]
+    shards = ["data.shards=train-shards", "data.eval_shards=eval-shards", "task.num_classes=2"]
     for more in ([], ["launch.dry_run=true"]):
         assert call(["pipeline=one", "--config-dir", "conf", *shards, *more]) == 2
         assert "stage a: held-out shards number their classes differently from data.shards" in capsys.readouterr().err

@@ -26,7 +26,9 @@ COCO: dict[str, list[dict[str, Any]]] = {
         {"segmentation": [[WIDTH, 2, WIDTH + 5, 2, WIDTH + 5, 8]]}, {"segmentation": [[1, 2, FAR, 2, FAR, 8]]},
         {"segmentation": [FAR, 2, FAR + 5, 2, FAR + 5, 8], "bbox": ...}, {"segmentation": [[1, -9, 5, -9, 5, -2]]},
     ],
-    "degenerate": [{"bbox": [1, 2, 0.5, 5]}, {"bbox": [9, 9, -5, -5]}, {"bbox": [WIDTH - 0.5, 2, 5, 5]}],
+    "degenerate": [{"bbox": [1, 2, 0.5, 5]}, {"bbox": [WIDTH - 0.5, 2, 5, 5]}],
+    "reversed": [{"bbox": [9, 9, -5, -5]}],
+    "no bndbox": [],  # of VOC alone
     "mask": [
         {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": [[1, 2, 3, 4, 5, None]]}, {"segmentation": "text"},
         {"segmentation": RUNS | {"counts": [1, 2]}}, {"segmentation": RUNS | {"counts": "b'T3d0Xd0'"}},
@@ -46,15 +48,17 @@ COCO: dict[str, list[dict[str, Any]]] = {
 CSV = {
     "no numbers": ["nan,2,5,5,dog", "1,2,inf,5,dog"],
     "outside": [f"{WIDTH},2,5,5,dog", "1e12,2,5,5,dog", "-9,2,8,5,dog"],
-    "degenerate": ["1,2,0,5,dog", "1,2,5,-5,dog", f"{WIDTH - 0.5},2,5,5,dog"],
+    "degenerate": ["1,2,0,5,dog", f"{WIDTH - 0.5},2,5,5,dog"],
+    "reversed": ["1,2,5,-5,dog"],
     "clipped": ["-5,2,10,5,dog", "1,2,1e12,5,dog"],
 }
 """By reason: rows. Other reasons are about keys that a CSV does not have."""
 VOC = {
-    "no box": [""],
+    "no bndbox": [""],
     "no numbers": ["<bndbox><xmin/><ymin>2</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"],
     "outside": [(WIDTH + 1, 2, WIDTH + 9, 8), (-9, 2, -1, 8)],
-    "degenerate": [(5, 2, 4, 8), (9, 9, 2, 2)],
+    "degenerate": [(5, 2, 4, 8)],  # both sides inclusive: no pixel
+    "reversed": [(9, 9, 2, 2)],
     "clipped": [(-5, 2, 8, 8), (1, 2, WIDTH + 9, 8)],
 }
 """By reason: boxes. A file has neither ids nor masks, and lists its own image and categories."""
