@@ -72,6 +72,10 @@ def test_inspect_reads_the_videos_of_samples_with_images_if_it_is_told(
             "pack {videos} {out}",
             "{videos} has 4 videos and no images, such as {videos}/down/c.avi: add --video to pack",
         ),
+        (
+            "pack {videos} {out} --classes",
+            "{videos} has 4 videos and no images, such as {videos}/down/c.avi: add --video to pack",
+        ),
         ("pack {images}/dogs {out} --video", "{images}/dogs has no videos (mp4, m4v, "),
         ("pack {videos} {out} --short-side 32", "--short-side is for videos: add --video"),
         ("pack {videos} {out} --keyframes 8", "--keyframes is for videos: add --video"),
