@@ -41,7 +41,8 @@ def _short_videos(config: Config, card: Any) -> list[str]:
         return []
     number, exact = videos.shorter_than(span)
     which = f"{'' if exact else 'at least '}{number:,} of {counted(videos.videos, 'video', ',')} of data.shards"
-    lengths = f"they have {videos.shortest:,} to {videos.longest:,} frames"
+    longer = f" to {videos.longest:,}" if videos.longest > videos.shortest else ""
+    lengths = f"the videos have {videos.shortest:,}{longer} frames"
     clip = f"a clip of {span:,} frames (data.frames={data.frames}, data.frame_stride={data.frame_stride})"
     return [
         f"{which} {'is' if number == 1 else 'are'} shorter than {clip}; {lengths}, and short ones start again from "
