@@ -11,7 +11,7 @@ from swinv2_train.checkpoint.identity import identity
 from swinv2_train.cli.checks import batch_doubts, finish
 from swinv2_train.cli.samples import Samples, count_samples
 from swinv2_train.config.compose import to_yaml
-from swinv2_train.config.doubts import doubts
+from swinv2_train.config.doubts import doubts, doubts_of_data
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.engine.identity import check_same_run, refuse_used, run_identity, saved_metadata
@@ -75,7 +75,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         too_large = check_fit(config, plan, _gpu(config.launch, device, num_ranks), selection(config).frozen)
         place = origin_of(config)
         changed = batch_doubts(config, saved_metadata(place.run_dir, config, place.step))
-        of_data = config.task.data_doubts(samples.card)
+        of_data = doubts_of_data(config, samples.card)
         for line in [*too_large, *changed, *doubts(config, plan), *unused, *of_data, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):

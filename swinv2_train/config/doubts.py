@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from swinv2_train.config.model import set_temporal_windows, temporal_windows
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
@@ -21,6 +23,31 @@ _USUAL_SHARE = 0.875
 def doubts(config: Config, plan: Plan) -> list[str]:
     """Return a warning for every setting of a run that was probably not intended."""
     return [*_rates(config, plan), *_milestones(config, plan), *_clips(config), *config.task.doubts(config)]
+
+
+def doubts_of_data(config: Config, card: Any) -> list[str]:
+    """Return a warning for every setting that does not fit the training data.
+
+    Args:
+        card: dataset card of the training shards (`data.card.Card`); None without one.
+    """
+    return [*_short_videos(config, card), *config.task.data_doubts(card)]
+
+
+def _short_videos(config: Config, card: Any) -> list[str]:
+    data, videos = config.data, card.videos if card is not None else None
+    span = (data.frames - 1) * data.frame_stride + 1
+    if not data.frames or videos is None or videos.shortest >= span:
+        return []
+    number, exact = videos.shorter_than(span)
+    which = f"{'' if exact else 'at least '}{number:,} of {counted(videos.videos, 'video', ',')} of data.shards"
+    longer = f" to {videos.longest:,}" if videos.longest > videos.shortest else ""
+    lengths = f"the videos have {videos.shortest:,}{longer} frames"
+    clip = f"a clip of {span:,} frames (data.frames={data.frames}, data.frame_stride={data.frame_stride})"
+    return [
+        f"{which} {'is' if number == 1 else 'are'} shorter than {clip}; {lengths}, and short ones start again from "
+        "their first frame: lower data.frame_stride or data.frames"
+    ]
 
 
 def _rates(config: Config, plan: Plan) -> list[str]:

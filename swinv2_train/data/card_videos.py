@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,17 @@ class VideoCounts:
         """Duration of all videos together."""
         return self.milliseconds / 1000
 
+    def shorter_than(self, frames: int) -> tuple[int, bool]:
+        """Return the number of videos with fewer frames, and True if it is exact; else there are at least that many.
+
+        The lengths are only known by their bins, and those of the shortest and the longest video.
+        """
+        if frames > self.longest or frames <= self.shortest:
+            return (self.videos if frames > self.longest else 0), True
+        begun = sum(n for edge, n in self.lengths.items() if edge < frames)
+        ended = sum(n for edge, n in self.lengths.items() if _last_of_bin(edge) < frames)
+        return max(ended, 1), ended == begun
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` restores the same counts."""
         numbers = {name: getattr(self, name) for name in (*_SUMS, "shortest", "longest")}
@@ -140,6 +152,11 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
 
 
+def _last_of_bin(edge: int) -> float:
+    """Return the most frames of a video in a bin."""
+    return next((other - 1 for other in _LENGTH_EDGES if other > edge), math.inf)
+
+
 def _bin_name(edge: int) -> str:
-    later = [other for other in _LENGTH_EDGES if other > edge]
-    return f"{edge}-{later[0] - 1}" if later else f"{edge}+"
+    last = _last_of_bin(edge)
+    return f"{edge}+" if last == math.inf else f"{edge}-{last}"

@@ -81,8 +81,8 @@ def open_source(
     elif (scan := _scan(path, out, labels)) is not None:
         if names is not None and not classes:
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
-        found = from_folder(scan, classes, names)
-        if found.entries:  # else the error below names the types of images
+        found = from_folder(scan, classes and bool(scan.images), names)
+        if found.entries:  # else the errors below name videos, or the types of images
             found = found if labels is None else _labeled(found, path, labels)
             found = found if objects is None else with_objects(found, path, objects)
     else:

@@ -20,6 +20,7 @@ from swinv2_train.data.pack_sources import (
     only_shards,
     refuse_unreadable,
 )
+from swinv2_train.data.pyav import load_av
 from swinv2_train.data.samples import VIDEO
 from swinv2_train.data.video_files import VIDEO_FILES, VideoScan, gaps_note, scan_videos
 
@@ -30,8 +31,9 @@ def open_videos(
     """Find the videos; for the arguments see `open_source`.
 
     Raises:
-        DataError: if there are none or the source is not understood.
+        DataError: if there are none, the source is not understood, or videos cannot be decoded.
     """
+    load_av()
     path = user_path(source)
     names = read_class_names(class_names) if class_names is not None else None
     if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():

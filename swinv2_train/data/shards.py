@@ -22,6 +22,7 @@ from swinv2_train.data.index_store import open_copy
 from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.opening import find_shards
 from swinv2_train.data.prefetch import Prefetcher
+from swinv2_train.data.pyav import load_av
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.remote import NoPartsError, ShardCache
 from swinv2_train.data.remote_file import RemoteFile
@@ -107,8 +108,10 @@ class ShardSet:
             main: kind of member that makes a sample: image or video.
 
         Raises:
-            DataError: if a shard is missing or is not a tar, or no shard has a sample.
+            DataError: if a shard is missing or is not a tar, no shard has a sample, or videos cannot be decoded.
         """
+        if main == VIDEO:
+            load_av()
         every = main != IMAGE or (image is not None and is_array(image.lower()))
         scope = Scope(main, all_members=every)  # earlier versions wrote no indexes of videos
         cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30), retries=retries, backoff=backoff)

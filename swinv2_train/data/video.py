@@ -27,6 +27,7 @@ from swinv2_train.data.background import WHITE, flatten
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.integer_runs import IntegerRuns
 from swinv2_train.data.pixels import check_size, upright
+from swinv2_train.data.pyav import load_av
 from swinv2_train.data.video_facts import VideoFacts
 from swinv2_train.data.video_file import Source, check_structure, declared_seconds, format_name, opened, reading
 
@@ -293,9 +294,7 @@ class _Frames:
         """Time of the frame that is searched for."""
 
     def __enter__(self) -> _Frames:
-        from av.video.reformatter import VideoReformatter
-
-        self._convert = VideoReformatter().reformat  # keeps its tables from frame to frame
+        self._convert = load_av().video.reformatter.VideoReformatter().reformat  # keeps its tables from frame to frame
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -391,7 +390,7 @@ class _Frames:
 
     def _seek(self, key: int) -> bool:
         """Move to a keyframe or somewhere before it; return False if FFmpeg cannot."""
-        import av
+        av = load_av()
 
         if self._container is None:
             self._open()

@@ -1,7 +1,7 @@
 """An open video file: its format, its stream of frames, and the reasons for which it cannot be read.
 
-PyAV (`av`) contains FFmpeg and is imported only when a video is opened. FFmpeg also opens playlists and scripts, which
-name other files and servers; the formats that are allowed here contain all their data.
+FFmpeg also opens playlists and scripts, which name other files and servers; the formats that are allowed here contain
+all their data.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import sniff
 from swinv2_train.data.pixels import check_size
+from swinv2_train.data.pyav import load_av
 from swinv2_train.data.video_structure import cut_off, damage
 
 Source = bytes | Path
@@ -53,7 +54,7 @@ def opened(source: Source, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     Raises:
         BrokenSample: if it is not a video that can be decoded.
     """
-    import av
+    av = load_av()
 
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(source.open("rb") if isinstance(source, Path) else io.BytesIO(source))
@@ -111,7 +112,7 @@ def declared_seconds(container: Any, stream: Any) -> float | None:
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
     """Turn the errors of FFmpeg inside this block into a BrokenSample."""
-    import av
+    av = load_av()
 
     try:
         yield
@@ -160,12 +161,11 @@ def _check_kind(header: bytes) -> None:
 
 def _video_stream(container: Any) -> Any:
     """Return the video stream that players show: the default one of several, and never cover art."""
-    from av.stream import Disposition
-
-    found = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+    kinds = load_av().stream.Disposition
+    found = [each for each in container.streams.video if not each.disposition & kinds.attached_pic]
     if found:
-        return next((each for each in found if each.disposition & Disposition.default), found[0])
+        return next((each for each in found if each.disposition & kinds.default), found[0])
     if container.streams.video:
         raise BrokenSample("it has no video stream, only a cover picture")
-    kinds = sorted({each.type for each in container.streams})
-    raise BrokenSample(f"it has no video stream{', only ' + ' and '.join(kinds) if kinds else ''}")
+    others = sorted({each.type for each in container.streams})
+    raise BrokenSample(f"it has no video stream{', only ' + ' and '.join(others) if others else ''}")

@@ -19,6 +19,7 @@ from swinv2_train.data.decode import read_pixels
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import header_size, orientation, sniff
 from swinv2_train.data.pixels import check_size
+from swinv2_train.data.pyav import load_av
 from swinv2_train.data.video import MAX_PIXELS, iterate_frames
 from swinv2_train.data.video_facts import VideoFacts
 from swinv2_train.data.video_file import Source, reading
@@ -60,7 +61,7 @@ def encode(
     Raises:
         BrokenSample: if a frame cannot be decoded.
     """
-    import av
+    av = load_av()
 
     times, base = _times(facts)
     height, width = _encoded_size(facts, short_side)
@@ -121,7 +122,7 @@ def join_frames(folder: Path, target: Path, fps: float, max_pixels: int = MAX_PI
         BrokenSample: if a frame is not of the format and size of the first one, or is turned by its EXIF tag.
         OSError: if a file cannot be read.
     """
-    import av
+    av = load_av()
 
     paths = frames_of(folder)
     rate = Fraction(fps).limit_denominator(_FINEST)
@@ -169,7 +170,7 @@ def _shown(kind: str, size: tuple[int, int]) -> str:
 @contextmanager
 def _output(target: Path, kind: str, options: dict[str, str]) -> Iterator[Any]:
     """Open a new video file; what FFmpeg does inside this block raises BrokenSample."""
-    import av
+    av = load_av()
 
     place = f"file:{target.resolve()}"  # a colon in a plain path would name a protocol
     with reading(), av.open(place, "w", format=kind, options={"fflags": "+bitexact", **options}) as output:

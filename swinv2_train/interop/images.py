@@ -12,6 +12,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.paths import user_path
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import image_extensions, scan_folder
+from swinv2_train.data.pyav import load_av
 from swinv2_train.data.samples import IMAGE, VIDEO
 from swinv2_train.data.video_files import VIDEO_FILES, scan_videos
 from swinv2_train.text import counted
@@ -45,8 +46,10 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = (), kind: str = IMA
 
     Raises:
         ConfigError: as `user_path`.
-        DataError: if one of them matches nothing.
+        DataError: if one of them matches nothing, or if videos cannot be decoded.
     """
+    if kind == VIDEO:
+        load_av()
     found = FoundImages()
     files: dict[Path, None] = {}
     left_out = {each.resolve() for each in skip}

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from swinv2_train.config.checks import clip_frames, resolution
+from swinv2_train.config.doubts import doubts_of_data
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.data.augment import normalise, normalise_clips
@@ -106,7 +107,7 @@ class Task(abc.ABC):
 
     def warnings(self, card: Card | None) -> list[str]:
         """Return warnings about settings that do not fit the data, by the dataset card of the training shards."""
-        return self.config.task.data_doubts(card)
+        return doubts_of_data(self.config, card)
 
     @staticmethod
     @abc.abstractmethod

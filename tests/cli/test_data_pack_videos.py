@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from swinv2_train.data.film_strips import film_sheet
+from swinv2_train.exit_codes import WRONG_USE
 from tests.cli.test_data import run
 from tests.data.filmed import film, open_filmed, samples_of, write_frames, write_videos
 from tests.data.samples import jpeg, write_folder, write_tar
@@ -41,6 +43,17 @@ def test_videos_from_packing_to_the_sheet(tmp_path: Path, capsys: pytest.Capture
     assert "2 of them finished before" in _
 
 
+def test_commands_on_videos_name_the_missing_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "a.tar", [("a.mp4", film(3))])
+    monkeypatch.setitem(sys.modules, "av", None)
+    sentence = "swinv2-data: videos are read by the package av, which is not installed: pip install av\n"
+    for arguments in (("pack", tmp_path, tmp_path / "out", "--video"), ("inspect", tmp_path / "a.tar", "--video")):
+        code, _, err = run(capsys, *arguments)
+        assert (code, err) == (WRONG_USE, sentence)
+
+
 def test_inspect_reads_the_videos_of_samples_with_images_if_it_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +70,10 @@ def test_inspect_reads_the_videos_of_samples_with_images_if_it_is_told(
     [
         (
             "pack {videos} {out}",
+            "{videos} has 4 videos and no images, such as {videos}/down/c.avi: add --video to pack",
+        ),
+        (
+            "pack {videos} {out} --classes",
             "{videos} has 4 videos and no images, such as {videos}/down/c.avi: add --video to pack",
         ),
         ("pack {images}/dogs {out} --video", "{images}/dogs has no videos (mp4, m4v, "),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from swinv2_train.config.compose import compose, experiments
-from swinv2_train.config.doubts import doubts
+from swinv2_train.config.doubts import doubts, doubts_of_data
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.section import flat
-from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig, VideoConfig
 from swinv2_train.config.validate import MAY_BE_INFINITE, validate
 from swinv2_train.data.card import Card
+from swinv2_train.data.card_videos import VideoCounts
 from swinv2_train.data.channel_statistics import resolve_statistics
 
 SAMPLES = 1_281_167
@@ -135,6 +137,39 @@ def test_what_is_odd_is_warned_of(values: dict[str, Any], sentence: str) -> None
     config = made(**values)
     validate(config)
     assert any(sentence in line for line in doubts(config, make_plan(config, 1, SAMPLES)))
+
+
+@pytest.mark.parametrize("task", [SimMIMConfig(), VideoConfig(num_classes=2)])
+@pytest.mark.parametrize(
+    ("stride", "sentence"),
+    [
+        (1, ""),  # clips of 4 frames
+        (2, "at least 1 of 5 videos of data.shards is shorter than a clip of 7 frames (data.frames=4, data.frame_stri"),
+        (5, "4 of 5 videos of data.shards are shorter than a clip of 16 frames"),
+        (9, "at least 4 of 5 videos of data.shards are shorter than a clip of 28 frames"),
+        (12, "5 of 5 videos of data.shards are shorter than a clip of 37 frames"),
+    ],
+)
+def test_videos_that_are_shorter_than_a_clip_are_counted(task: TaskConfig, stride: int, sentence: str) -> None:
+    lengths = Counter({1: 4, 16: 1})
+    card = Card(videos=VideoCounts(videos=5, shortest=4, longest=30, lengths=lengths))
+    config = made(task=task, data__frames=4, data__frame_stride=stride)
+    (line,) = doubts_of_data(config, card) or [""]
+    assert line.startswith(sentence)
+    assert bool(line) == bool(sentence)
+    assert doubts_of_data(config, None) == doubts_of_data(config, Card()) == []
+
+
+@pytest.mark.parametrize("task", [ClassificationConfig(), VideoConfig()])
+def test_classes_without_a_sample_are_named(task: TaskConfig) -> None:
+    config, names = made(task=task), list("abcdefgh")
+    card = Card(class_names=names, class_counts=Counter({0: 3, 7: 1}))
+    (line,) = doubts_of_data(config, card)
+    assert line.startswith("data.shards has samples of only 2 of its 8 classes; the others are not learned (b, c, d, ")
+    assert "e, f, 1 more): add" in line
+    assert doubts_of_data(config, Card(class_names=names)) == []  # nothing was counted
+    assert doubts_of_data(config, Card(class_counts=Counter({0: 1, 1: 2}))) == []
+    assert "(1): add" in doubts_of_data(config, Card(class_counts=Counter({0: 1, 2: 2})))[0]
 
 
 def test_defaults_in_another_notation_are_not_doubted() -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _TOP = 5
 """A top-5 accuracy requires more classes than this."""
+_NAMED = 5
+"""Classes that a warning names."""
 _NUMBER = r"\d+(\.\d+)?"
 _POLICIES = {
     "rand": rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|t(weights|3aw|3a|0)))*",
@@ -163,6 +165,21 @@ class ClassificationConfig(TaskConfig):
                 f"task.label_smoothing={self.label_smoothing:g} leaves the correct class less than half; usual: 0.1"
             )
         return lines
+
+    def data_doubts(self, card: Any) -> list[str]:
+        """Return a warning about classes without a training sample."""
+        counts = card.class_counts if card is not None else None
+        if not counts:
+            return []
+        empty = [number for number in range(card.num_classes) if not counts[number]]
+        if not empty:
+            return []
+        names = [card.class_names[number] if card.class_names else str(number) for number in empty[:_NAMED]]
+        shown = ", ".join([*names, *([f"{len(empty) - _NAMED} more"] if len(empty) > _NAMED else [])])
+        return [
+            f"data.shards has samples of only {card.num_classes - len(empty):,} of its {card.num_classes:,} classes; "
+            f"the others are not learned ({shown}): add samples of them, or pack the data without them"
+        ]
 
     def describe(self, config: Config) -> Description:
         """Return classes and augmentation, and the parameters with the linear head."""
