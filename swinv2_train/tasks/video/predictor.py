@@ -38,6 +38,8 @@ _BATCH = 4
 _FRAMES, _SIDE = 8, 192
 """Frames of a strip, and the longer side of one in pixels."""
 _CURVES = 5
+_SAME_TIME = 1e-6
+"""Seconds."""
 _MANY_WINDOWS = 20
 """From this number, the windows of a video are counted on the terminal."""
 _MOST_POINTS = 512
@@ -56,6 +58,11 @@ class Windows:
     """(W, top) int32: the most likely classes of each, best first."""
     shares: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """(W, top) float32: their probabilities."""
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """(W - 1,) bool: True if a window ends before the next one starts."""
+        return self.starts[1:] > self.ends[:-1] + _SAME_TIME
 
 
 @dataclass
@@ -130,9 +137,9 @@ class VideoPrediction(Prediction):
 
     @cached_property
     def _parts(self) -> list[tuple[int, int]]:
-        """First and last window of each part with the same best class."""
+        """First and last window of each part with the same best class, and without gaps between its windows."""
         best = self.windows.numbers[:, 0]
-        cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
+        cuts = [0, *(np.flatnonzero((np.diff(best) != 0) | self.windows.gaps) + 1).tolist(), len(best)]
         return [(first, last - 1) for first, last in pairwise(cuts)]
 
 
@@ -209,6 +216,7 @@ class VideoPredictor(ImagePredictor):
             if len(starts) >= _MANY_WINDOWS:
                 self.progress(f"windows of {path.name}", len(numbers), len(starts))
         windows = Windows(times[starts], np.array(ends), np.stack(numbers), np.stack(shares))
+        self._note_gaps(windows, task.hop)
         mean = torch.from_numpy(course.mean).topk(min(self.options.top, len(names)))
         pairs = zip(mean.indices.tolist(), mean.values.tolist(), strict=True)
         classes = [(number, names[number], share) for number, share in pairs]
@@ -221,6 +229,13 @@ class VideoPredictor(ImagePredictor):
         if wanted:
             prediction.picture = _tiled(pictures)
         return prediction
+
+    def _note_gaps(self, windows: Windows, hop: float) -> None:
+        """Note once that there is time between windows."""
+        if windows.gaps.any() and not self.notes:
+            seconds = (windows.ends - windows.starts)[:-1][windows.gaps].min()
+            unseen = "the model does not see the time between windows"
+            self.notes.append(f"--hop {hop:g} is longer than a window ({seconds:.2f} s): {unseen}")
 
     def _shares(self, clips: Tensor, crops: FixedCrops) -> Tensor:
         """Return the probability of every class for scaled clips (B, 3, T, h, w), averaged over the crops: (B, K) on
