@@ -28,7 +28,7 @@ from swinv2_train.data.clip_windows import ClipWindows, window_starts
 from swinv2_train.data.video import Video
 from swinv2_train.tasks.prediction import ImagePredictor, Prediction
 from swinv2_train.tracking.charts import Series
-from swinv2_train.tracking.figures import film_strip
+from swinv2_train.tracking.figures import BACKGROUND, STRIP_GAP, film_strip
 from swinv2_train.tracking.film_chart import film_chart
 
 _STRIPS = "strips"
@@ -224,7 +224,9 @@ class VideoPredictor(ImagePredictor):
             path, classes, windows=windows, seconds=video.facts.seconds, frames=total, names=names
         )
         if self.options.files is not None:
-            picture = _strip(prediction, pictures, course)
+            # Videos in several folders may have the same name.
+            title = str(self.options.files[path].with_name(path.name))
+            picture = _strip(prediction, pictures, course, title)
             picture.save(self.target(path, _STRIPS, ".jpg"), quality=_QUALITY)
         if wanted:
             prediction.picture = _tiled(pictures)
@@ -273,20 +275,23 @@ def _reduced(frame: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
 
 
-def _strip(prediction: VideoPrediction, pictures: Sequence[Tensor], course: Course) -> Image.Image:
+def _strip(prediction: VideoPrediction, pictures: Sequence[Tensor], course: Course, title: str) -> Image.Image:
     """Draw the film strip of a video, and below it the probabilities of its most likely classes over time."""
     times, values, seconds = course.times, course.shares, prediction.seconds
     if len(times) == 1:  # one window: a line over the entire video
         times, values = np.array([0.0, seconds or 1.0]), values.repeat(2, axis=0)
-    series = [
-        Series(name, times.tolist(), values[:, number].tolist()) for number, name, _ in prediction.classes[:_CURVES]
-    ]
+    shown = prediction.classes[:_CURVES]
+    series = [Series(name, times.tolist(), values[:, number].tolist()) for number, name, _ in shown]
     strip = film_strip(torch.stack(list(pictures), dim=1), _FRAMES)
-    return film_chart(strip, seconds, series, prediction.path.name).image
+    return film_chart(strip, seconds, series, [number for number, *_ in shown], title).image
 
 
 def _tiled(pictures: Sequence[Tensor]) -> Image.Image:
-    """Return four of the frames in two rows."""
+    """Return four of the frames in two rows, with a gap between them."""
     chosen = [pictures[round(part * (len(pictures) - 1) / 3)] for part in range(4)]
-    rows = [torch.cat(chosen[first : first + 2], dim=2) for first in (0, 2)]
-    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().numpy())
+    _, height, width = chosen[0].shape
+    tiled = Image.new("RGB", (2 * width + STRIP_GAP, 2 * height + STRIP_GAP), BACKGROUND)
+    for number, frame in enumerate(chosen):
+        place = (number % 2 * (width + STRIP_GAP), number // 2 * (height + STRIP_GAP))
+        tiled.paste(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()), place)
+    return tiled

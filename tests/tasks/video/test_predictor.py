@@ -141,7 +141,10 @@ def test_strips_and_pictures_are_drawn_where_they_are_wanted(place: Path, tmp_pa
     files = {path: Path(path.stem) for path in paths}
     found = predict(loaded(place), paths, files=files, directory=tmp_path, pictures=1)
     assert found[0].picture is not None
-    assert found[0].picture.width > found[0].picture.height  # two rows of two frames
+    assert found[0].picture.size == (2 * 192 + 2, 2 * 137 + 2)  # two rows of two frames
+    tiles = np.asarray(found[0].picture)
+    assert (tiles[137:139] == 255).all()
+    assert (tiles[:, 192:194] == 255).all()
     assert found[1].picture is None
     for path in paths:
         with Image.open(tmp_path / "strips" / f"{path.stem}.jpg") as picture:
