@@ -28,7 +28,7 @@ from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch, select
 from swinv2_train.data.card import Card
 from swinv2_train.data.channel_statistics import check_channels_of_model
-from swinv2_train.data.configured import as_read_by, main_member, open_labeled
+from swinv2_train.data.configured import as_read_by, open_for_model
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -217,9 +217,7 @@ class _Bench:
     def open_shards(self) -> ShardSet:
         """Open the shards to evaluate on."""
         options, config = self.options, self.loaded.config
-        label = config.task.label_member
-        reading = {"image": config.data.image, "label_member": label, "main": main_member(config.data)}
-        shards = open_labeled(options.data, options.cache_dir, options.cache_gib, **reading)
+        shards = open_for_model(options.data, config, options.cache_dir, options.cache_gib)
         try:
             # The labels of a file replace those of the shards, which need not have any.
             shards = shards if options.real_labels else as_read_by(config.task, shards, config.data.label)

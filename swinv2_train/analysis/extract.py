@@ -31,7 +31,7 @@ from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
 from swinv2_train.data.channel_statistics import check_channels_of_model
-from swinv2_train.data.configured import main_member, open_labeled
+from swinv2_train.data.configured import main_member, open_for_model
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.file_set import FileSet
@@ -153,9 +153,8 @@ def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samp
         kind = main_member(loaded.config.data)
         found = find_inputs(options.images, out, options.sheet, kind)
         return FileSet(found.files, kind), found.notes, found.lost, None
-    data, label = loaded.config.data, loaded.config.task.label_member
-    reading = {"image": data.image, "label_member": label, "main": main_member(data)}
-    shards = open_labeled(options.shards, options.cache_dir, options.cache_gib, **reading)
+    data = loaded.config.data
+    shards = open_for_model(options.shards, loaded.config, options.cache_dir, options.cache_gib)
     if data.image is None:  # the card describes the first image of each sample
         check_channels_of_model(shards.card, loaded.config.model.in_channels, "shards", options.shards)
     notes = []

@@ -298,12 +298,10 @@ def _images(loaded: LoadedModel, arguments: argparse.Namespace) -> Tensor:
     from swinv2_train.analysis.features import normalised
     from swinv2_train.analysis.probes import first_images
     from swinv2_train.data.channel_statistics import check_channels_of_model
-    from swinv2_train.data.configured import main_member, open_labeled
+    from swinv2_train.data.configured import open_for_model
 
-    spec = shards([arguments.data])
-    image, label, main = config.data.image, config.task.label_member, main_member(config.data)
-    opened = open_labeled(spec, arguments.cache_dir, arguments.cache_gib, image=image, label_member=label, main=main)
-    if image is None:  # the card describes the first image of each sample
+    opened = open_for_model(shards([arguments.data]), config, arguments.cache_dir, arguments.cache_gib)
+    if config.data.image is None:  # the card describes the first image of each sample
         check_channels_of_model(opened.card, config.model.in_channels, "data", arguments.data)
     return normalised(first_images(config, opened, count, loaded.mean), loaded.mean, loaded.std)
 

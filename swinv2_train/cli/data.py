@@ -221,6 +221,7 @@ def _open_of_any_kind(arguments: argparse.Namespace) -> ShardSet:
         opened = _open(arguments, VIDEO if arguments.video else IMAGE)
     except OtherSamples as other:
         if arguments.video:
+            other.args = (f"{other}: remove --video",)
             raise
         opened = _open(arguments, other.main)
     for name in ("labels", "ignore", "nodata", "image") if opened.scope.main == VIDEO else ():
@@ -245,10 +246,15 @@ def _say_loading(opened: ShardSet) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import feeding_lines, print_table, speed_lines
     from swinv2_train.config.schema import AugmentConfig
+    from swinv2_train.data.errors import OtherSamples
     from swinv2_train.data.samples import IMAGE, VIDEO
 
     clip = _clip(arguments)
-    opened = _open(arguments, VIDEO if clip else IMAGE)
+    try:
+        opened = _open(arguments, VIDEO if clip else IMAGE)
+    except OtherSamples as other:
+        other.args = (f"{other}: {'remove --frames' if clip else 'add --frames 16'}",)
+        raise
     _say_loading(opened)
     for line in opened.warnings():
         print(f"warning: {line}", file=sys.stderr)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.checkpoint_display import table
-from swinv2_train.config.checks import resolution
+from swinv2_train.config.checks import clip_frames, resolution
+from swinv2_train.config.model import stage_geometry, temporal_windows, windows
 from swinv2_train.config.tasks import Metric
 from swinv2_train.data.label_map import NAMES, NUMBERS
 from swinv2_train.launch.status import write_text
@@ -19,8 +20,9 @@ from swinv2_train.redact import redacted
 from swinv2_train.text import counted
 from swinv2_train.writing import write_bytes
 
-if TYPE_CHECKING:  # both import torch
+if TYPE_CHECKING:  # the first imports torch
     from swinv2_train.analysis.evaluate import EvalOptions, Evaluated
+    from swinv2_train.config.schema import Config
 
 _PROBES = {
     "probe/knn_top1": Metric("max", "k-NN top-1 accuracy", share=True),
@@ -63,18 +65,33 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     shown = found.config.task.preparation(found.config) or f"{height}x{width} pixels, {crop}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""
-    samples, window = "images", f"window {found.config.model.window}"
-    if data.frames:
-        samples, window = "videos", f"{window}, over {found.config.model.temporal_window} tokens in time"
+    samples = "videos" if data.frames else "images"
     return [
         ("weights", f"{found.source}{step}{', moving average' if options.ema else ''}"),
         ("data", f"{options.data}: {counted(found.samples, 'sample', ',')}{broken}"),
-        ("input", f"{shown}, {window}"),
+        ("input", f"{shown}, {window_text(found.config)}"),
         (
             "computed",
             f"{options.precision}, {ranks}, {found.images_per_second:,.1f} {samples}/s including reading and decoding",
         ),
     ]
+
+
+def window_text(config: Config) -> str:
+    """Return the attention windows for display, with those in use if the maps of the input are smaller."""
+    model = config.model
+    text = f"window {model.window}"
+    if model.temporal_patch:
+        text += f", over {model.temporal_window} tokens in time"
+    if config.task.SIZES_DIFFER:  # the maps of every image are others
+        return text
+    stages = stage_geometry(model, *resolution(config), clip_frames(config))
+    times = temporal_windows(model) if model.temporal_patch else [1] * len(stages)
+    used = [(stage.time_window, *stage.window) for stage in stages]
+    if used == [(time, *pair) for time, pair in zip(times, windows(model), strict=True)]:
+        return text
+    sides = ("x".join(map(str, window if model.temporal_patch else window[1:])) for window in used)
+    return f"{text}, limited by the maps to {', '.join(sides)}"
 
 
 def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class Predictions:
     entries: list[Entry] = field(default_factory=list)
     """Entries of the sheet."""
     kind: type[Prediction] = Prediction
+    notes: list[str] = field(default_factory=list)
+    """Messages about the predictions for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,7 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
     record = own.record if own is not None else None
     options = PredictOptions(arguments.top, arguments.batch, targets.most_pictures, files, arguments.out, record)
     done = predict(loaded, paths, names, options, arguments.device)
-    for line in (*(f"{one.path}: {one.reason}" for one in done.broken), *images.notes):
+    for line in (*(f"{one.path}: {one.reason}" for one in done.broken), *images.notes, *done.notes):
         print(f"swinv2-predict: {line}", file=sys.stderr)
     print_predictions(done.found, arguments.top)
     targets.write(done.found, done.kind, done.entries, str(loaded.source.path), names)
@@ -221,7 +223,7 @@ def predict(
     model = FinishedModel(loaded.model.to(place), loaded.config, loaded.mean, loaded.std, names, place)
     with Progress() as progress, torch.inference_mode():
         predictor = loaded.config.task.implementation().PREDICTOR(model, options, progress.show)
-        done = Predictions(kind=predictor.PREDICTION)
+        done = Predictions(kind=predictor.PREDICTION, notes=predictor.notes)
         try:
             for one in predictor.predict(paths):
                 if isinstance(one, Unreadable):

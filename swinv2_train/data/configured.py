@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from swinv2_train.config.schema import DataConfig, ProbeConfig
+from swinv2_train.config.schema import Config, DataConfig, ProbeConfig
 from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.errors import BrokenSample, DataError, OtherSamples
@@ -144,6 +144,24 @@ def open_labeled(
     for line in shards.warnings() if warn else ():
         logger.warning("%s", line)
     return shards
+
+
+def open_for_model(spec: object, config: Config, cache_dir: str | Path, cache_gib: float) -> ShardSet:
+    """Open shards for finished weights, as images or videos as their config reads them; see `open_labeled`.
+
+    Raises:
+        OtherSamples: if the samples are of the other kind.
+        DataError: as `open_labeled`.
+    """
+    data = config.data
+    reading = {"image": data.image, "label_member": config.task.label_member, "main": main_member(data)}
+    try:
+        return open_labeled(spec, cache_dir, cache_gib, **reading)
+    except OtherSamples as error:
+        own, other = ("videos", "images") if data.frames else ("images", "videos")
+        fix = f"use shards of {own}, or weights of a model of {other}"
+        error.args = (f"{error}; the model reads {'clips' if data.frames else own}: {fix}",)
+        raise
 
 
 def as_read_by(

@@ -46,5 +46,5 @@ def role_in_training(data: Any, trained: Config | None) -> str:
     here = {Path(place).resolve() for place in _local_shards(data)}
     for spec, role in ((trained.data.shards, "training"), (trained.data.eval_shards, "held-out")) if trained else ():
         if here & {Path(place).resolve() for place in _local_shards(spec)}:
-            return f" ({role} images of the run)"
+            return f" ({role} {'videos' if trained.data.frames else 'images'} of the run)"
     return ""

@@ -279,7 +279,8 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str, trained: Confi
     if loaded.source.metrics:
         rows = [(name, _number(value)) for name, value in loaded.source.metrics.items()]
         if trained is not None and trained.data.eval_shards:
-            rows.insert(0, ("data", f"{_names(trained.data.eval_shards)} (held-out images of the run)"))
+            unit = "videos" if trained.data.frames else "images"
+            rows.insert(0, ("data", f"{_names(trained.data.eval_shards)} (held-out {unit} of the run)"))
         parts.append("At this step of the training:\n\n" + _table(rows))
     found = last_evaluation(loaded, run, weights)
     if found:

@@ -143,6 +143,8 @@ def check_file(path: Path) -> bool:
         raise
     except Exception as error:  # whatever a broken pickle makes of the unpickler
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, KeyError):  # of the unpickler's table of opcodes: the text is nothing but a number
+            reason = f"its pickle has the unknown opcode {reason}"
         raise CheckpointError(f"{path} is broken or not a file of weights: {reason}") from error
 
 

@@ -16,6 +16,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.image_files import is_array
+from swinv2_train.data.image_header import sniff
+from swinv2_train.data.samples import VIDEO_EXTENSIONS
 from swinv2_train.interop.storage import first_line
 from swinv2_train.interop.torch_check import Placeholder, check_file
 
@@ -27,6 +31,10 @@ _STATE_KEYS = ("model", "state_dict", "module")
 _EMA_KEYS = ("model_ema", "state_dict_ema")
 
 
+_PICKLES = (b"\x80", b"L")
+"""Starts of the old format: the opcode of the protocol, or before protocol 2 that of its magic number."""
+
+
 class TorchStorage:
     """A file of `torch.save`: a dictionary of tensors, or a training checkpoint that contains one.
 
@@ -34,7 +42,8 @@ class TorchStorage:
         ema: read the moving average that the file stores next to the weights.
 
     Raises:
-        CheckpointError: if it is truncated, contradicts itself, or is not such a file.
+        ConfigError: if it is a file of another kind.
+        CheckpointError: if it is truncated, or contradicts itself.
     """
 
     def __init__(self, path: Path, *, ema: bool = False) -> None:
@@ -128,7 +137,7 @@ def _only_storages(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Report the kind of a file that is certainly not a file of torch."""
+    """Report the kind of a file that is certainly not a file of torch. Raises ConfigError, CheckpointError."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -144,9 +153,22 @@ def _refuse_foreign(path: Path) -> None:
     if start.startswith(b"PK"):
         return
     if all(byte in b"\t\n\r\f" or byte >= 32 for byte in start):
-        raise CheckpointError(f"{path} is a text file, not a file of weights")
+        raise _foreign(path, "is a text file, not a file of weights")
     if tarfile.is_tarfile(path):  # torch would unpack it as its own oldest format
-        raise CheckpointError(f"{path} is a tar archive, not a file of weights")
+        raise _foreign(path, "is a tar archive, not a file of weights")
+    if not start.startswith(_PICKLES):
+        image = sniff(start)
+        if image is not None:
+            kind = "an array" if is_array(image) else "an image"
+            raise _foreign(path, f"is {kind} ({image}), not a file of weights")
+        suffix = path.suffix[1:].lower()
+        if suffix in VIDEO_EXTENSIONS:
+            raise _foreign(path, f"is a video ({suffix}), not a file of weights")
+        raise _foreign(path, "is not a file of weights: use one of safetensors, or one of torch.save")
+
+
+def _foreign(path: Path, text: str) -> ConfigError:
+    return ConfigError("", path, f"{path} {text}")
 
 
 def _state_dict(path: Path, content: Any, *, ema: bool) -> dict[str, torch.Tensor]:

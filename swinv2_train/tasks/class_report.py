@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ _SEVERAL_COLUMNS = ("predicted", "average_precision")
 
 class ClassReport(ClassesReport):
     """See `Report`."""
+
+    UNIT: ClassVar[str] = "images"
+    """The samples, in the plural."""
 
     def tables(self) -> list[list[tuple[str, ...]]]:
         """Return the classes with the lowest accuracy, if there are enough classes."""
@@ -48,7 +51,8 @@ class ClassReport(ClassesReport):
 
         charts = {}
         if "confusion" in self.sums:
-            charts["confusion.png"] = confusion_chart(np.asarray(self.sums["confusion"]), self.class_names)
+            matrix = np.asarray(self.sums["confusion"])
+            charts["confusion.png"] = confusion_chart(matrix, self.class_names, unit=self.UNIT)
         if "calibration" in self.sums:
             bins = np.asarray(self.sums["calibration"])
             charts["reliability.png"] = reliability_chart(bins, self.measured["ece"])

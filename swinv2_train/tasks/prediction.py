@@ -143,6 +143,8 @@ class Predictor(abc.ABC):
             progress: called with the name of a unit, how many are done, and the total.
         """
         self.model, self.options, self.progress = model, options, progress
+        self.notes: list[str] = []
+        """Messages about the predictions for the user."""
 
     def target(self, path: Path, folder: str, suffix: str) -> Path:
         """Return the file of an image in one of the folders, to be written now; its directory is created.

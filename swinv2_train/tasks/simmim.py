@@ -104,15 +104,16 @@ def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, t
     return (images - mean) / deviation, mean, deviation
 
 
-def caption(mean_loss: float, window: int) -> str:
+def caption(mean_loss: float, window: int, unit: str = "images") -> str:
     """Return the text below a figure: the loss, and where the colors of masked patches come from.
 
     Args:
         mean_loss: over the masked pixels of the images in the figure.
         window: `task.norm_target_window`.
+        unit: the samples, in the plural.
     """
     source = LOCAL_NOTE.format(window=window) if window else PLAIN_NOTE
-    return f"mean loss over the masked pixels of these images: {mean_loss:.4f}\n{source}"
+    return f"mean loss over the masked pixels of these {unit}: {mean_loss:.4f}\n{source}"
 
 
 class SimMIMTransform(Transform):
@@ -229,7 +230,8 @@ class SimMIM(Task):
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
         means = (total / (count + NORMALISER_EPSILON) for total, count in zip(sums, pixels, strict=True))
         titles = [f"loss\n{mean_loss:.4f}" for mean_loss in means]
-        footer = caption(sum(sums) / (sum(pixels) + NORMALISER_EPSILON), window)
+        unit = "clips" if self.frames else "images"
+        footer = caption(sum(sums) / (sum(pixels) + NORMALISER_EPSILON), window, unit)
         if self.frames:
             return _strips(columns, titles, footer)
         deep = has_deep_images(batch)

@@ -21,17 +21,25 @@ _LINE, _HANDLE = 0.2, 0.45
 """Height of a line of the legend, and width of a curve in it."""
 _TEXT = 9
 _MARKED = 24
-"""Curves with more values have no markers."""
+"""Maximum number of markers on a curve."""
+_DASHES = ("-", "--", "-.", ":")
+"""The first classes, as many as there are colors, have solid lines."""
 
 
-def film_chart(strip: Image.Image, seconds: float, series: Sequence[Series], title: str) -> Chart:
+def film_chart(
+    strip: Image.Image, seconds: float, series: Sequence[Series], classes: Sequence[int], title: str
+) -> Chart:
     """Draw a film strip, and below it curves of fractions.
+
+    Color and dashes of a curve depend on the number of its class, so a class looks the same on the strips of all
+    videos. The markers of the curves on one strip differ.
 
     Args:
         strip: frames of the same width side by side, each of the middle of its part of the time.
         seconds: duration of the video; at 0, the axis has one second.
         series: at least one curve; x in seconds, y from 0 to 1.
-        title: is cut to the width of the strip.
+        classes: number of the class of each curve.
+        title: its end is shown if it is wider than the strip.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -51,11 +59,11 @@ def film_chart(strip: Image.Image, seconds: float, series: Sequence[Series], tit
         end = seconds or 1.0
         upper.imshow(np.asarray(strip), extent=(0, end, 0, 1), aspect="auto", interpolation="antialiased")
         upper.set_axis_off()
-        upper.set_title(as_label(fitted(title, font(10), wide * POINTS)))
-        for number, (one, name) in enumerate(zip(series, names, strict=True)):
-            marks = {"marker": MARKERS[number % len(MARKERS)]} if len(one.x) <= _MARKED else {}
-            color = PALETTE[number % len(PALETTE)]
-            lower.plot(one.x, one.y, color=color, label=as_label(name), clip_on=False, zorder=3, **marks)
+        upper.set_title(as_label(fitted(title, font(10), wide * POINTS, keep_end=True)))
+        for rank, (one, number, name) in enumerate(zip(series, classes, names, strict=True)):
+            marks = {"marker": MARKERS[rank % len(MARKERS)], "markevery": math.ceil(len(one.x) / _MARKED)}
+            look = {"color": PALETTE[number % len(PALETTE)], "ls": _DASHES[number // len(PALETTE) % len(_DASHES)]}
+            lower.plot(one.x, one.y, label=as_label(name), clip_on=False, zorder=3, **look, **marks)
         lower.set(xlim=(0, end), ylim=(0, 1), xlabel="time (s)", ylabel="probability")
         figure.legend(
             *lower.get_legend_handles_labels(), loc="lower center", ncol=columns, bbox_to_anchor=(0.5, 0.02 / height),

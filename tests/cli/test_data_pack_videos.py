@@ -98,12 +98,19 @@ def test_inspect_reads_the_videos_of_samples_with_images_if_it_is_told(
             "--classes is for folders and lists: shards bring their own",
         ),
         ("pack {tars}/clips.tar {out}", "the samples of {tars}/clips.tar are videos, and images are expected"),
-        ("bench {tars}/clips.tar", "the samples of {tars}/clips.tar are videos, and images are expected"),
+        (
+            "bench {tars}/clips.tar",
+            "the samples of {tars}/clips.tar are videos, and images are expected: add --frames 16",
+        ),
+        ("bench {tars}/pictures.tar --frames 4", "are images, and videos are expected: remove --frames"),
         (
             "inspect {tars}/clips.tar --labels seg.png",
             "--labels is for images, and these shards have videos: omit it",
         ),
-        ("inspect {tars}/pictures.tar --video", "{tars}/pictures.tar are images, and videos are expected"),
+        (
+            "inspect {tars}/pictures.tar --video",
+            "{tars}/pictures.tar are images, and videos are expected: remove --video",
+        ),
     ],
 )
 def test_options_that_do_not_apply_are_refused(

@@ -15,9 +15,10 @@ import pytest
 
 from swinv2_train.analysis.evaluate import EvalOptions
 from swinv2_train.cli.evaluate import main
-from swinv2_train.cli.evaluate_display import metric_text, output_name, output_root
-from swinv2_train.config.schema import ProbeConfig
-from swinv2_train.config.tasks import Metric
+from swinv2_train.cli.evaluate_display import metric_text, output_name, output_root, window_text
+from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.schema import Config, DataConfig, ProbeConfig
+from swinv2_train.config.tasks import DetectionConfig, Metric, VideoConfig
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.errors import RunError
 from swinv2_train.launch.local_ranks import run_ranks
@@ -40,6 +41,18 @@ def test_a_metric_without_data_has_no_percentage() -> None:
     assert metric_text(Metric("max", share=True), float("nan")) == "none"
     assert metric_text(Metric("max", share=True), 0.125) == "12.50%"
     assert metric_text(Metric("min"), 0.125) == "0.1250"
+
+
+def test_windows_are_shown_as_the_maps_limit_them() -> None:
+    data = DataConfig(resolution=32)
+    assert window_text(Config(data=data, model=ModelConfig(window=[8, 4, 2, 1]))) == "window [8, 4, 2, 1]"
+    large = ModelConfig(window=[16, 4, 2, 1])
+    assert window_text(Config(data=data, model=large)).endswith(", limited by the maps to 8x8, 4x4, 2x2, 1x1")
+    assert window_text(Config(data=data, model=large, task=DetectionConfig())) == "window [16, 4, 2, 1]"
+    model = ModelConfig(window=[8, 4, 2, 1], temporal_patch=2, temporal_window=8)
+    clips = Config(data=DataConfig(resolution=32, frames=8), model=model, task=VideoConfig())
+    expected = "over 8 tokens in time, limited by the maps to 4x8x8, 4x4x4, 4x2x2, 4x1x1"
+    assert window_text(clips).endswith(expected)
 
 
 def given(folder: Path, model: str = "model") -> list[str]:

@@ -72,8 +72,12 @@ def test_every_video_has_windows_averages_and_a_strip(
     assert "2 videos" in (out / "sheet.html").read_text()
 
 
-def test_all_classes_of_all_windows_average_to_the_summary(place: Path, tmp_path: Path) -> None:
-    assert exit_code(main, place / "clips.safetensors", place / "videos" / "a b.mp4", f"jsonl={tmp_path / 'x'}") == 0
+def test_all_classes_of_all_windows_average_to_the_summary(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = place / "videos" / "a b.mp4"
+    assert exit_code(main, place / "clips.safetensors", video, f"jsonl={tmp_path / 'x'}", "hop=1") == 0
+    assert capsys.readouterr().err.count("--hop 1 is longer than a window (0.53 s)") == 1
     (line,) = [json.loads(line) for line in (tmp_path / "x").read_text().splitlines()]
     for each in line["classes"]:
         shares = [one["probability"] for w in line["windows"] for one in w["classes"] if one["name"] == each["name"]]

@@ -60,6 +60,7 @@ def commands(text: str) -> Iterator[tuple[str, str, int]]:
 def make_files() -> None:
     """Write the files that the commands name into the working directory."""
     Path("file").write_text("text\n")
+    Path("void.pth").touch()
     Path("empty").mkdir()
     Path("shards").mkdir()
     with tarfile.open("shards/a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:

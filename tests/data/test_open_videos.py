@@ -14,7 +14,7 @@ import swinv2_train
 from swinv2_train.config.data import DataConfig
 from swinv2_train.data import index as index_module
 from swinv2_train.data import shard_files
-from swinv2_train.data.configured import open_held_out, open_shards, open_training
+from swinv2_train.data.configured import open_for_model, open_held_out, open_shards, open_training
 from swinv2_train.data.errors import DataError, OtherSamples
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.samples import VIDEO, VIDEO_FACTS, Scope
@@ -82,6 +82,22 @@ def test_shards_of_the_other_kind_are_one_message(sets: Path, tmp_path: Path) ->
             open_training(config)
     with pytest.raises(OtherSamples, match=r"^data.eval_shards=.*are images, and videos are expected"):
         open_held_out(data(sets, "videos", 8, eval_shards=str(sets / "images")))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "message"),
+    [
+        ("clips.tar", 0, "the model reads images: use shards of images, or weights of a model of videos"),
+        ("pictures.tar", 8, "the model reads clips: use shards of videos, or weights of a model of images"),
+    ],
+)
+def test_shards_of_the_other_kind_for_finished_weights_are_one_message(
+    tmp_path: Path, name: str, frames: int, message: str
+) -> None:
+    write_tar(tmp_path / name, [("a.mp4", b"xx")] if name == "clips.tar" else [("a.jpg", jpeg(0))])
+    config = SimpleNamespace(data=data(tmp_path, name, frames), task=SimpleNamespace(label_member=None))
+    with pytest.raises(OtherSamples, match=rf"{name} are .* are expected; {message}$"):
+        open_for_model(str(tmp_path / name), config, tmp_path / "cache", 1.0)  # type: ignore[arg-type]
 
 
 def test_uploaded_indexes_of_videos_are_used(sets: Path, tmp_path: Path) -> None:

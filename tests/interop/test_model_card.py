@@ -196,6 +196,8 @@ def test_the_role_of_evaluated_data_is_named(tmp_path: Path) -> None:
     trained = Config(data=DataConfig(shards=f"{tmp_path}/train-*.tar", eval_shards=f"{tmp_path}/val-*.tar"))
     assert role_in_training(f"{tmp_path}/train-0.tar", trained) == " (training images of the run)"
     assert role_in_training([f"{tmp_path}/val-0.tar"], trained) == " (held-out images of the run)"
+    trained.data.frames = 8
+    assert role_in_training([f"{tmp_path}/val-0.tar"], trained) == " (held-out videos of the run)"
     for data in (f"{tmp_path}/other-0.tar", f"{tmp_path}/gone.tar", "https://example.org/train-0.tar"):
         assert role_in_training(data, trained) == ""
     assert role_in_training(f"{tmp_path}/train-0.tar", None) == ""

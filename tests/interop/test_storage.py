@@ -84,6 +84,10 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
+OTHER_KINDS = ("tar", "text", "noise", "video", "image", "array")
+"""Files that are not damaged weights, so a retry with the same file cannot succeed."""
+
+
 def bad_file(directory: Path, kind: str) -> Path:
     path = directory / "weights.pth"
     if kind == "v1":
@@ -118,7 +122,10 @@ def bad_file(directory: Path, kind: str) -> Path:
         texts = {
             "empty": b"", "html": b"<!DOCTYPE html><html>Not found</html>", "text": b"see https://example.org\n",
             "lfs": b"version https://git-lfs.github.com/spec/v1\n", "noise": bytes(range(256)) * 4,
+            "video": b"\0\0\0\x20ftypisom" + bytes(600), "image": b"\xff\xd8\xff\xe0" + bytes(600),
+            "array": b"\x93NUMPY" + bytes(600), "opcode": b"\x80\x02" + bytes(600),
         }  # fmt: skip
+        path = path.with_suffix(".mp4") if kind == "video" else path
         path.write_bytes(texts[kind])
     return path
 
@@ -141,7 +148,11 @@ def bad_file(directory: Path, kind: str) -> Path:
         ("html", "is a web page"),
         ("text", "is a text file"),
         ("lfs", "Git LFS pointer"),
-        ("noise", "is broken or not a file of weights"),
+        ("noise", "is not a file of weights: use one of safetensors, or one of torch.save"),
+        ("video", r"is a video \(mp4\), not a file of weights"),
+        ("image", r"is an image \(jpeg\), not a file of weights"),
+        ("array", r"is an array \(npy\), not a file of weights"),
+        ("opcode", "is broken or not a file of weights: its pickle has the unknown opcode 0"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, kind: str, sentence: str) -> None:
@@ -149,6 +160,8 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, kind: str, sentence: str) 
     with pytest.raises((ConfigError, CheckpointError), match=sentence) as caught:
         open_source(path)
     assert str(path) in str(caught.value)
+    if kind in OTHER_KINDS:
+        assert isinstance(caught.value, ConfigError)
     assert "\n" not in str(caught.value)
 
 

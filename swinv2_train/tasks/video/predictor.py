@@ -28,7 +28,7 @@ from swinv2_train.data.clip_windows import ClipWindows, window_starts
 from swinv2_train.data.video import Video
 from swinv2_train.tasks.prediction import ImagePredictor, Prediction
 from swinv2_train.tracking.charts import Series
-from swinv2_train.tracking.figures import film_strip
+from swinv2_train.tracking.figures import BACKGROUND, STRIP_GAP, film_strip
 from swinv2_train.tracking.film_chart import film_chart
 
 _STRIPS = "strips"
@@ -38,6 +38,8 @@ _BATCH = 4
 _FRAMES, _SIDE = 8, 192
 """Frames of a strip, and the longer side of one in pixels."""
 _CURVES = 5
+_SAME_TIME = 1e-6
+"""Seconds."""
 _MANY_WINDOWS = 20
 """From this number, the windows of a video are counted on the terminal."""
 _MOST_POINTS = 512
@@ -56,6 +58,11 @@ class Windows:
     """(W, top) int32: the most likely classes of each, best first."""
     shares: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """(W, top) float32: their probabilities."""
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """(W - 1,) bool: True if a window ends before the next one starts."""
+        return self.starts[1:] > self.ends[:-1] + _SAME_TIME
 
 
 @dataclass
@@ -130,9 +137,9 @@ class VideoPrediction(Prediction):
 
     @cached_property
     def _parts(self) -> list[tuple[int, int]]:
-        """First and last window of each part with the same best class."""
+        """First and last window of each part with the same best class, and without gaps between its windows."""
         best = self.windows.numbers[:, 0]
-        cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
+        cuts = [0, *(np.flatnonzero((np.diff(best) != 0) | self.windows.gaps) + 1).tolist(), len(best)]
         return [(first, last - 1) for first, last in pairwise(cuts)]
 
 
@@ -209,6 +216,7 @@ class VideoPredictor(ImagePredictor):
             if len(starts) >= _MANY_WINDOWS:
                 self.progress(f"windows of {path.name}", len(numbers), len(starts))
         windows = Windows(times[starts], np.array(ends), np.stack(numbers), np.stack(shares))
+        self._note_gaps(windows, task.hop)
         mean = torch.from_numpy(course.mean).topk(min(self.options.top, len(names)))
         pairs = zip(mean.indices.tolist(), mean.values.tolist(), strict=True)
         classes = [(number, names[number], share) for number, share in pairs]
@@ -216,11 +224,20 @@ class VideoPredictor(ImagePredictor):
             path, classes, windows=windows, seconds=video.facts.seconds, frames=total, names=names
         )
         if self.options.files is not None:
-            picture = _strip(prediction, pictures, course)
+            # Videos in several folders may have the same name.
+            title = str(self.options.files[path].with_name(path.name))
+            picture = _strip(prediction, pictures, course, title)
             picture.save(self.target(path, _STRIPS, ".jpg"), quality=_QUALITY)
         if wanted:
             prediction.picture = _tiled(pictures)
         return prediction
+
+    def _note_gaps(self, windows: Windows, hop: float) -> None:
+        """Note once that there is time between windows."""
+        if windows.gaps.any() and not self.notes:
+            seconds = (windows.ends - windows.starts)[:-1][windows.gaps].min()
+            unseen = "the model does not see the time between windows"
+            self.notes.append(f"--hop {hop:g} is longer than a window ({seconds:.2f} s): {unseen}")
 
     def _shares(self, clips: Tensor, crops: FixedCrops) -> Tensor:
         """Return the probability of every class for scaled clips (B, 3, T, h, w), averaged over the crops: (B, K) on
@@ -258,20 +275,23 @@ def _reduced(frame: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
 
 
-def _strip(prediction: VideoPrediction, pictures: Sequence[Tensor], course: Course) -> Image.Image:
+def _strip(prediction: VideoPrediction, pictures: Sequence[Tensor], course: Course, title: str) -> Image.Image:
     """Draw the film strip of a video, and below it the probabilities of its most likely classes over time."""
     times, values, seconds = course.times, course.shares, prediction.seconds
     if len(times) == 1:  # one window: a line over the entire video
         times, values = np.array([0.0, seconds or 1.0]), values.repeat(2, axis=0)
-    series = [
-        Series(name, times.tolist(), values[:, number].tolist()) for number, name, _ in prediction.classes[:_CURVES]
-    ]
+    shown = prediction.classes[:_CURVES]
+    series = [Series(name, times.tolist(), values[:, number].tolist()) for number, name, _ in shown]
     strip = film_strip(torch.stack(list(pictures), dim=1), _FRAMES)
-    return film_chart(strip, seconds, series, prediction.path.name).image
+    return film_chart(strip, seconds, series, [number for number, *_ in shown], title).image
 
 
 def _tiled(pictures: Sequence[Tensor]) -> Image.Image:
-    """Return four of the frames in two rows."""
+    """Return four of the frames in two rows, with a gap between them."""
     chosen = [pictures[round(part * (len(pictures) - 1) / 3)] for part in range(4)]
-    rows = [torch.cat(chosen[first : first + 2], dim=2) for first in (0, 2)]
-    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().numpy())
+    _, height, width = chosen[0].shape
+    tiled = Image.new("RGB", (2 * width + STRIP_GAP, 2 * height + STRIP_GAP), BACKGROUND)
+    for number, frame in enumerate(chosen):
+        place = (number % 2 * (width + STRIP_GAP), number // 2 * (height + STRIP_GAP))
+        tiled.paste(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()), place)
+    return tiled

@@ -22,6 +22,7 @@ from swinv2_train.data.batch import TOGETHER, Batch
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.channel_dropout import channel_noise
 from swinv2_train.models.heads import ImageClassifier
+from swinv2_train.tasks.class_report import ClassReport
 from swinv2_train.tasks.classification import Classification, unpack_labels
 from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_sums, correct_samples
@@ -37,10 +38,17 @@ _CLIP, _VIEWS = 5, 6
 """Axes of a batch of clips, and of one of views of videos."""
 
 
+class VideoReport(ClassReport):
+    """Report of a classification of videos."""
+
+    UNIT = "videos"
+
+
 class Video(Classification):
     """The task of video classification; for arguments see `Classification`."""
 
     PREDICTOR = VideoPredictor
+    REPORT = VideoReport
     task: VideoConfig
 
     def transform(self, *, training: bool) -> Transform:

@@ -17,7 +17,7 @@ from swinv2_train.data.samples import VIDEO
 from swinv2_train.data.video import probe
 from swinv2_train.interop.load import LoadedModel, load_model
 from swinv2_train.tasks.prediction import FinishedModel, PredictOptions, Unreadable
-from swinv2_train.tasks.video.predictor import Course, VideoPrediction, VideoPredictor
+from swinv2_train.tasks.video.predictor import Course, VideoPrediction, VideoPredictor, Windows
 from swinv2_train.tasks.video.task import Video
 from tests.data.filmed import film
 from tests.evaluated import clip_classifier
@@ -141,7 +141,10 @@ def test_strips_and_pictures_are_drawn_where_they_are_wanted(place: Path, tmp_pa
     files = {path: Path(path.stem) for path in paths}
     found = predict(loaded(place), paths, files=files, directory=tmp_path, pictures=1)
     assert found[0].picture is not None
-    assert found[0].picture.width > found[0].picture.height  # two rows of two frames
+    assert found[0].picture.size == (2 * 192 + 2, 2 * 137 + 2)  # two rows of two frames
+    tiles = np.asarray(found[0].picture)
+    assert (tiles[137:139] == 255).all()
+    assert (tiles[:, 192:194] == 255).all()
     assert found[1].picture is None
     for path in paths:
         with Image.open(tmp_path / "strips" / f"{path.stem}.jpg") as picture:
@@ -150,6 +153,29 @@ def test_strips_and_pictures_are_drawn_where_they_are_wanted(place: Path, tmp_pa
         # Curves in the colors of the charts, below frames with their own.
         blue = (np.abs(pixels - (0x00, 0x72, 0xB2)).sum(axis=2) < 40).sum(axis=1)
         assert blue[len(blue) // 3 :].sum() > 500
+
+
+def test_parts_end_where_time_is_not_seen() -> None:
+    starts = np.array([0.0, 0.5, 3.0, 3.5, 4.0])
+    numbers = np.array([[0], [0], [0], [0], [1]], np.int32)
+    shares = np.array([[0.5], [0.7], [0.8], [0.6], [0.9]], np.float32)
+    windows = Windows(starts, starts + 0.5, numbers, shares)
+    one = VideoPrediction(Path("a.mp4"), [(0, "left", 0.6)], windows=windows, seconds=4.5, names=NAMES)
+    assert one.lines(1)[1:] == [
+        ("", "0.0-1.0 s", "left 60.0%"),
+        ("", "3.0-4.0 s", "left 70.0%"),
+        ("", "4.0-4.5 s", "right 90.0%"),
+    ]
+
+
+@pytest.mark.parametrize(("hop", "notes"), [(0.5, []), (1, ["--hop 1 is longer than a window (0.53 s): "])])
+def test_a_hop_longer_than_a_window_is_noted_once(place: Path, hop: float, notes: list[str]) -> None:
+    found = loaded(place, "clips", f"task.hop={hop}")
+    model = FinishedModel(found.model, found.config, found.mean, found.std, NAMES, torch.device("cpu"))
+    predictor = VideoPredictor(model, PredictOptions(), lambda *_: None)
+    with torch.inference_mode():
+        assert len(list(predictor.predict([place / "long.mkv"] * 2))) == 2
+    assert predictor.notes == [f"{note}the model does not see the time between windows" for note in notes]
 
 
 def test_broken_weights_end_the_prediction(place: Path) -> None:

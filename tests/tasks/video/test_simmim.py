@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from swinv2_train.config.compose import compose
@@ -15,6 +17,7 @@ from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.samples import VIDEO
 from swinv2_train.tasks.simmim import SimMIM, normalise_target
+from swinv2_train.tracking.figures import image_grid
 from tests.data.videos import read_numbers, video
 from tests.evaluated import lively
 from tests.filmed import TINY_CLIPS
@@ -85,8 +88,16 @@ def test_a_sample_is_a_clip_and_a_mask() -> None:
     assert "video" in task.train_transform.members
 
 
-def test_a_figure_has_three_strips_for_each_clip() -> None:
+def test_a_figure_has_three_strips_for_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    footers = []
+
+    def grid(rows: list[list[Image.Image]], *, footer: str, **texts: Any) -> Image.Image:
+        footers.append(footer)
+        return image_grid(rows, footer=footer, **texts)
+
+    monkeypatch.setattr("swinv2_train.tasks.simmim.image_grid", grid)
     task = make()
     figure = task.figure(task.build_model().eval(), task.example_batch(2))
     assert figure.width > 8 * 32
     assert figure.height > 6 * 32
+    assert footers[0].startswith("mean loss over the masked pixels of these clips: ")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import TOGETHER, Batch, select
+from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_sums
 from swinv2_train.tasks.task import Task
 from swinv2_train.tasks.video.task import HEAD_STD, Video
@@ -148,6 +149,12 @@ def test_figures_are_film_strips_of_held_out_and_of_training_samples(several: bo
         assert figure.width > 960  # eight frames side by side, two videos one below the other
         assert 2 * 960 / 8 < figure.height < 500
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_confusion_matrix_counts_videos() -> None:
+    report = make().report(Measured({"confusion": np.array([[2.0, 1.0], [0.0, 1.0]])}), {}, ["left", "right"])
+    (axes, *_) = report.charts()["confusion.png"].figure.axes
+    assert axes.get_title() == "4 videos"
 
 
 def test_clips_are_normalized_frame_by_frame() -> None:
