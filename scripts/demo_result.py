@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -25,6 +27,30 @@ def curve(run_dir: Path, metric: str) -> tuple[list[int], list[float]]:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = [(record["step"], record[metric]) for record in records if metric in record]
     return [step for step, _ in found], [value for _, value in found]
+
+
+def draw_comparison(directory: Path, predictions: Path, runs: Mapping[str, str], metric: str, **axes: Any) -> Chart:
+    """Draw the predictions of a run next to a held-out metric of several runs.
+
+    Args:
+        runs: their directories in `directory`, each with its title.
+        axes: properties of the chart, such as `title` and `ylabel`; `chance` draws a line at this value.
+    """
+    chance = axes.pop("chance", None)
+    with house_style():
+        figure = Figure(figsize=(8.5, 5.0), layout="constrained")
+        images, chart = figure.subplots(1, 2, width_ratios=(1, 1.3))
+        images.imshow(Image.open(predictions), interpolation="lanczos")
+        images.set_axis_off()
+        for number, (name, title) in enumerate(runs.items()):
+            steps, values = curve(directory / name, metric)
+            chart.plot(steps, values, marker=MARKERS[number], color=PALETTE[number], label=title)
+        if chance is not None:
+            chart.axhline(chance, color="#B0B0B0", linestyle="--", label="chance")
+        chart.set(xlabel="step", xlim=(0, None), ylim=(0, None), **axes)
+        chart.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        chart.legend(loc="best")
+    return Chart(figure)
 
 
 def draw(directory: Path, reconstructions: Path) -> Chart:

@@ -5,34 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from demo_result import curve
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-from PIL import Image
+from demo_result import curve, draw_comparison
 
 from swinv2_train import open_shards
-from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, house_style
 
 HELD_OUT = "demo-data/objects-eval"
 RUNS = {"objects": "with pretraining", "objects-scratch": "from scratch"}
 METRICS = {"box_ap50": "boxes", "mask_ap50": "masks"}
-
-
-def draw(directory: Path, predictions: Path) -> Chart:
-    """Draw held-out scenes with their detections next to the AP50 of both runs."""
-    with house_style():
-        figure = Figure(figsize=(9.0, 5.0), layout="constrained")
-        images, chart = figure.subplots(1, 2, width_ratios=(1, 1.4))
-        images.imshow(Image.open(predictions), interpolation="lanczos")
-        images.set_axis_off()
-        for number, (name, title) in enumerate(RUNS.items()):
-            chart.plot(
-                *curve(directory / name, "eval/box_ap50"), marker=MARKERS[number], color=PALETTE[number], label=title
-            )
-        chart.set(title="Boxes on held-out scenes", xlabel="step", ylabel="AP at IoU 0.5", ylim=(0, None))
-        chart.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        chart.legend(loc="best")
-    return Chart(figure)
 
 
 def main(directory: Path) -> int:
@@ -45,7 +24,10 @@ def main(directory: Path) -> int:
         print(f"{RUNS[name]:<18}{', '.join(f'{METRICS[key]} {value:.1%}' for key, value in values.items())}")
     predictions = max((directory / "objects" / "figures").glob("*-step-*.png"))
     picture = directory / "detect_demo.png"
-    picture.write_bytes(draw(directory, predictions).encoded("png"))
+    chart = draw_comparison(
+        directory, predictions, RUNS, "eval/box_ap50", title="Boxes on held-out scenes", ylabel="AP at IoU 0.5"
+    )
+    picture.write_bytes(chart.encoded("png"))
     print(f"picture           {picture}")
     print(f"predictions       {predictions}")
     print(f"checkpoint        {max((directory / 'objects' / 'checkpoints').glob('step-*'))}")

@@ -5,36 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from demo_result import curve
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-from PIL import Image
+from demo_result import curve, draw_comparison
 
 from swinv2_train import open_shards
-from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, house_style
 
 HELD_OUT = "demo-data/motions-eval"
 RUNS = {"video": "from weights of images", "video-scratch": "from scratch", "one-frame": "a single frame"}
-
-
-def draw(directory: Path, predictions: Path, chance: float) -> Chart:
-    """Draw held-out videos with their predictions next to the accuracy of all runs."""
-    with house_style():
-        figure = Figure(figsize=(8.0, 5.0), layout="constrained")
-        strips, chart = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        strips.imshow(Image.open(predictions), interpolation="lanczos")
-        strips.set_axis_off()
-        for number, (name, title) in enumerate(RUNS.items()):
-            chart.plot(
-                *curve(directory / name, "eval/top1"), marker=MARKERS[number], color=PALETTE[number], label=title
-            )
-        chart.axhline(chance, color="#B0B0B0", linestyle="--", label="chance")
-        chart.set(
-            title="Motion of held-out videos", xlabel="step", ylabel="top-1 accuracy", xlim=(0, None), ylim=(0, None)
-        )
-        chart.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        chart.legend(loc="upper left")
-    return Chart(figure)
 
 
 def main(directory: Path) -> int:
@@ -47,7 +23,9 @@ def main(directory: Path) -> int:
     print(f"{'chance':<24}{chance:.1%}")
     predictions = max((directory / "video" / "figures").glob("*-step-*.png"))
     picture = directory / "video_demo.png"
-    picture.write_bytes(draw(directory, predictions, chance).encoded("png"))
+    labels = {"title": "Motion of held-out videos", "ylabel": "top-1 accuracy"}
+    chart = draw_comparison(directory, predictions, RUNS, "eval/top1", chance=chance, **labels)
+    picture.write_bytes(chart.encoded("png"))
     print(f"picture                 {picture}")
     print(f"predictions             {predictions}")
     print(f"checkpoint              {max((directory / 'video' / 'checkpoints').glob('step-*'))}")

@@ -9,23 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
 from pycocotools import mask as judge
 from pycocotools.coco import COCO
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_objects import Category
-from swinv2_train.data.contact_sheet import contact_sheet
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.inspect import inspect
 from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.object_masks import bitmap
-from swinv2_train.data.overlays import ObjectOverlay
 from swinv2_train.data.pack import OBJECTS_FILE, PackOptions, PackRun, pack
 from swinv2_train.data.pack_objects import ObjectsOption
 from swinv2_train.data.pack_sources import open_source
-from swinv2_train.data.sample import Sample
 from swinv2_train.data.tiling import Tiling
 from tests.data.annotated import (
     CATEGORIES,
@@ -41,7 +37,7 @@ from tests.data.annotated import (
 from tests.data.label_maps import NAMES, png
 from tests.data.label_maps import labels as label_map
 from tests.data.packed import SMALL, open_set, tars
-from tests.data.samples import encoded, pixels, write_tar
+from tests.data.samples import pixels
 
 
 @pytest.fixture
@@ -265,67 +261,6 @@ def test_objects_and_label_maps_are_packed_together(tmp_path: Path, images: Path
     assert again.cards["train"].label_maps == found.card.label_maps
 
 
-def orient(picture: np.ndarray, orientation: int) -> bytes:
-    """A JPEG whose EXIF orientation makes its upright pixels those of the picture."""
-    undo = {1: (), 2: (0,), 3: (1,), 4: (6,), 5: (5,), 6: (2,), 7: (3,), 8: (4,)}
-    stored = Image.fromarray(picture)
-    names = [
-        Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90,
-        Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE,
-        Image.Transpose.FLIP_TOP_BOTTOM,
-    ]  # fmt: skip
-    for number in undo[orientation]:
-        stored = stored.transpose(names[number])
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encoded(np.asarray(stored), quality=95, exif=exif.tobytes())
-
-
-@pytest.mark.parametrize("drawn", ["upright", "stored", "square"])
-def test_annotations_follow_the_orientation_that_they_fit(tmp_path: Path, drawn: str) -> None:
-    """A dark area is where its box and both forms of its mask are, each given alone, for all orientations.
-
-    Annotations on stored pixels can be told by their size for the orientations that exchange the sides. Those of a
-    square are upright.
-    """
-    orientations, side = range(5, 9) if drawn == "stored" else range(1, 9), HEIGHT if drawn == "square" else WIDTH
-    folder = tmp_path / "images"
-    folder.mkdir()
-    listed, annotations = [], []
-    picture = np.full((HEIGHT, side, 3), 240, np.uint8)
-    picture[2:8, 13:22] = 0
-    for number in orientations:
-        (folder / f"{number}.jpg").write_bytes(orient(picture, number))
-        stored = np.asarray(Image.open(folder / f"{number}.jpg").convert("L"))
-        dark = (stored if drawn == "stored" else picture[..., 0]) < 120
-        rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
-        left, top, right, bottom = (float(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        size = list(dark.shape)
-        listed.append({"id": number, "file_name": f"{number}.jpg", "height": size[0], "width": size[1]})
-        counts = judge.encode(np.asfortranarray(dark.astype(np.uint8)))["counts"].decode()
-        forms = (
-            {"bbox": [left, top, right - left, bottom - top], "segmentation": ...},
-            {"bbox": ..., "segmentation": {"size": size, "counts": counts}},
-            {"bbox": ..., "segmentation": [[left, top, right, top, right, bottom, left, bottom]]},
-        )
-        annotations += [annotation(10 * number + k, number, **form) for k, form in enumerate(forms)]
-    place = write_coco(tmp_path, {"images": listed, "annotations": annotations, "categories": CATEGORIES})
-    report = packed(folder, place, tmp_path / "out")
-    assert (report.complete, report.broken) == (True, [])
-    shards = open_set(tmp_path / "out")
-    found = objects_of(shards)
-    assert set(found) == {str(number) for number in orientations}
-    for index in range(shards.num_samples):
-        sample = Sample(shards.read(index))
-        seen, one = (sample.image.float().mean(0) < 120).numpy(), found[sample.key]
-        assert (seen == (picture[..., 0] < 120)).all(), sample.key
-        assert one.size == seen.shape, sample.key
-        assert one.boxes.tolist() == [[13, 2, 22, 8]] * 3, sample.key
-        for mask in one.masks[1:]:
-            assert mask is not None
-            assert (bitmap(mask, one.size) == seen).all(), sample.key
-
-
 def test_images_and_annotations_without_each_other_are_counted(tmp_path: Path, images: Path) -> None:
     content = coco(8)
     del content["images"][0]
@@ -382,51 +317,6 @@ def test_a_later_split_keeps_the_numbers_of_the_first(tmp_path: Path, images: Pa
     content["categories"][0]["name"] = "plane"
     with pytest.raises(DataError, match="the category 'plane' is not among the 3 names of --class-names"):
         packed(images, write_coco(tmp_path, content), tmp_path / "other", class_names=names)
-
-
-def test_inspect_names_objects_that_do_not_fit(tmp_path: Path, images: Path) -> None:
-    packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
-    shards = open_set(tmp_path / "out")
-    members: list[tuple[str, bytes]] = []
-    for index in range(shards.num_samples):
-        raw = shards.read(index, ("image", "objects.json"))
-        content = json.loads(raw.members["objects.json"])
-        if raw.key == "a/1":
-            content["objects"][0]["category"] = 3
-        if raw.key == "a/2":
-            content["objects"][0]["bbox"] = [20, 3, 13, 5]
-        if raw.key == "a/3":
-            content["width"] = 99
-        if raw.key == "a/4":
-            content["objects"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "P1"}
-        members.append((f"{raw.key}.jpg", raw.data))
-        if raw.key != "a/0":
-            members.append((f"{raw.key}.objects.json", json.dumps(content).encode()))
-    bad = tmp_path / "bad"
-    write_tar(bad / "train-000000.tar", members)
-    damaged = open_set(bad)
-    damaged.card = shards.card
-    found = inspect(damaged)
-    assert dict(sorted((name.rpartition("/")[2], reason) for name, reason in found.label_problems)) == {
-        "0": "it has no member objects.json",
-        "1": "objects.json: object 0: its category 3 is not one of the 3 on the card",
-        "2": "objects.json: object 0: its box [20.0, 3.0, 33.0, 8.0] leaves the image of 32 x 24 pixels",
-        "3": "objects.json is for 99 x 24 pixels, and the image has 32 x 24",
-        "4": "objects.json: object 0: the counts of its mask do not fill an image of 32 x 24 pixels",
-    }
-    assert (found.complete, found.labeled) == (False, 1)
-
-
-def test_the_contact_sheet_draws_boxes_masks_and_names(tmp_path: Path, images: Path) -> None:
-    content = coco()
-    content["annotations"][0] |= {"iscrowd": 1}
-    packed(images, write_coco(tmp_path, content), tmp_path / "out")
-    colors = [(255, 0, 1), (0, 255, 1), (0, 1, 255)]
-    overlay = ObjectOverlay(lambda number: colors[number], ["dog", "cat", "kite"])
-    contact_sheet(open_set(tmp_path / "out"), tmp_path / "sheet.png", num_samples=6, overlays=[overlay])
-    drawn = {tuple(color) for color in np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3).tolist()}
-    assert drawn.issuperset(colors[:1] + colors[1:])
-    assert overlay.drawn == {0, 1, 2}
 
 
 def test_dropped_objects_are_listed_in_a_file(tmp_path: Path, images: Path) -> None:
